@@ -1,0 +1,3 @@
+//! Running code in a tracee.
+
+pub mod batch;

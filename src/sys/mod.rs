@@ -1,0 +1,9 @@
+//! One function per system call or ioctl request; decides nothing.
+//!
+//! The only host module with `unsafe`. Every function returns a bare [`Errno`](crate::error::Errno) and retries nothing but EINTR.
+
+#![allow(unsafe_code)]
+
+pub mod process;
+pub mod ptrace;
+pub mod tty;

@@ -1,0 +1,3 @@
+//! Terminals: which device a descriptor is, and the three levels (terminal, open file description, descriptor).
+
+pub mod queue;
