@@ -62,7 +62,8 @@ pub struct Span {
     pub calls: u64,
 }
 
-/// Registers that the parasite loads on its way out; the exit stub in the vDSO loads the rest (rax, rcx, rdx, rsi, rdi, r8 to r11, rip).
+/// Registers that the parasite loads on its way out; the exit stub in the vDSO loads the rest (rax, rcx, rdx, rsi, rdi, r8 to r11, rip) and
+/// puts the signal mask back.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Resume {
@@ -76,8 +77,6 @@ pub struct Resume {
     pub eflags: u64,
     /// Where the exit stub lies; it unmaps the region, loads the other registers and jumps to where the victim was.
     pub exit_stub: u64,
-    /// The signal mask to put back.
-    pub sigmask: u64,
 }
 
 /// The controller's and the parasite's common state, at [`DATA_OFFSET`].
@@ -108,13 +107,15 @@ pub const STACK_TOP: u64 = XSAVE_OFFSET + XSAVE_SIZE + 32 * 1024;
 /// Batches lie here, then the kinds' buffers.
 pub const ARENA_OFFSET: u64 = STACK_TOP;
 /// Default bytes of the whole region.
-pub const REGION_SIZE: u64 = 256 * 1024;
+pub const REGION_SIZE: u64 = 1024 * 1024;
+/// From here on the region is not for batches: the undo batch and what it puts back.
+pub const HOLD_OFFSET: u64 = 512 * 1024;
 
 const _: () = {
     assert!(size_of::<Call>() == 72);
-    assert!(size_of::<Resume>() == 80);
-    assert!(size_of::<Header>() == 152);
+    assert!(size_of::<Resume>() == 72);
+    assert!(size_of::<Header>() == 144);
     assert!(size_of::<Header>() as u64 <= 4096);
     assert!(XSAVE_OFFSET % 64 == 0);
-    assert!(ARENA_OFFSET < REGION_SIZE);
+    assert!(ARENA_OFFSET < HOLD_OFFSET && HOLD_OFFSET < REGION_SIZE);
 };

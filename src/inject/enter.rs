@@ -1,0 +1,252 @@
+//! The way in: four calls from stubs, then one SETREGS into the parasite.
+
+use std::fs::File;
+use std::ops::Range;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::Ordering;
+
+use libc::user_regs_struct;
+
+use super::restart::{self, Pending};
+use super::stub::{Cleanup, Room, Slot, WayBack};
+use super::{ALL_SIGNALS, Infected, Placement, ThreadState, Tracee, blob, idle_header};
+use crate::error::{Context, Error, Result, Subject};
+use crate::ids::{Pid, RemoteFd};
+use crate::sys::region::SharedMapping;
+use crate::trace::{StopReason, Stopped, Wait};
+use crate::wire;
+
+/// What the caller knows about a tracee that is to be infected.
+#[derive(Debug)]
+pub struct Entry<'a> {
+    pub pid: Pid,
+    /// The process's pidfd, to fetch the memfd through.
+    pub pidfd: &'a OwnedFd,
+    /// Where the [vdso] mapping lies.
+    pub vdso: Range<u64>,
+    /// Where the region goes: [`wire::REGION_SIZE`] bytes.
+    pub base: u64,
+    pub placement: Placement,
+    /// Whether an unblocked signal waits for the thread.
+    pub pending: Pending,
+}
+
+impl Infected {
+    /// Brings the parasite into a stopped thread group leader.
+    ///
+    /// On an error the tracee has been given back what it had and was released; it runs on.
+    pub fn infect(stopped: Stopped, entry: &Entry<'_>) -> Result<Infected> {
+        let at_stop = ThreadState { regs: stopped.regs()?, xstate: stopped.xstate()?, sigmask: stopped.sigmask()? };
+        let original = ThreadState { regs: restart::continued(&at_stop.regs, entry.pending), ..at_stop };
+        let mem = open_mem(entry.pid)?;
+        let room = Room::find(&mem, entry.pid, &entry.vdso)?;
+        let way_back = WayBack { regs: restart::without_kernel_restart(&original.regs), sigmask: original.sigmask };
+        let mut bootstrap = Bootstrap { entry, mem, room, way_back, original, next: Slot::Even };
+        match bootstrap.run(stopped) {
+            Ok((stopped, memfd, mapping)) => bootstrap.start(stopped, memfd, mapping),
+            Err((error, stopped)) => {
+                if let Some(stopped) = stopped {
+                    bootstrap.give_back(stopped)?;
+                }
+                Err(error)
+            }
+        }
+    }
+}
+
+/// /proc/PID/mem, through which text that is not writable can be written by a tracer.
+fn open_mem(pid: Pid) -> Result<File> {
+    File::options()
+        .read(true)
+        .write(true)
+        .open(format!("/proc/{pid}/mem"))
+        .during("opening the memory", Subject::Pid(pid))
+}
+
+/// Runs the system call to whose instruction the registers point; yields the tracee at the exit stop, and the raw result.
+pub(super) fn run_call(stopped: Stopped) -> Result<(Stopped, i64)> {
+    let mut stopped = stopped;
+    let mut stops = 0;
+    while stops < 2 {
+        let running = stopped.cont_to_syscall()?;
+        let tid = running.tid();
+        stopped = match running.wait()? {
+            Wait::Gone(_) => return Err(Error::Gone(Pid(tid.0))),
+            Wait::Stopped(stopped) => stopped,
+        };
+        match stopped.reason() {
+            StopReason::Syscall => stops += 1,
+            // Only SIGSTOP gets here, all else is blocked. It stays pending for the group: the release sends it again.
+            StopReason::Signal(_) | StopReason::Interrupt | StopReason::GroupStop(_) | StopReason::Clone => {}
+        }
+    }
+    let result = stopped.regs()?.rax as i64;
+    Ok((stopped, result))
+}
+
+type Lost = (Error, Option<Stopped>);
+
+struct Bootstrap<'a> {
+    entry: &'a Entry<'a>,
+    mem: File,
+    room: Room,
+    way_back: WayBack,
+    original: ThreadState,
+    next: Slot,
+}
+
+impl Bootstrap<'_> {
+    /// The four calls. An error brings the tracee back at a syscall stop in a stub, so that it can be given back its state.
+    fn run(&mut self, stopped: Stopped) -> std::result::Result<(Stopped, OwnedFd, SharedMapping), Lost> {
+        // The memfd's name has to lie in the victim's memory: behind the code of the exit slot, which is not yet in use.
+        let name = self.room.slot(Slot::Exit);
+        if let Err(error) = self.mem.write_all_at(b"ptyagent\0", name.0).during("writing", Subject::Pid(self.entry.pid))
+        {
+            return Err((error, Some(stopped)));
+        }
+        let size = wire::REGION_SIZE;
+        let (stopped, remote_fd) = self.call(
+            stopped,
+            libc::SYS_memfd_create,
+            [name.0, u64::from(libc::MFD_CLOEXEC), 0, 0, 0, 0],
+            &[Cleanup::CloseResult],
+        )?;
+        let fd = i32::try_from(remote_fd).unwrap_or(-1);
+        let close = Cleanup::Close { fd };
+        let (memfd, mapping) = match self.fetch(fd) {
+            Ok(fetched) => fetched,
+            Err(error) => {
+                let (stopped, _) = self.call(stopped, libc::SYS_close, [fd as u64, 0, 0, 0, 0, 0], &[])?;
+                return Err((error, Some(stopped)));
+            }
+        };
+        let fixed = match self.entry.placement {
+            Placement::Free => libc::MAP_FIXED_NOREPLACE,
+            Placement::Replace => libc::MAP_FIXED,
+        };
+        let flags = (libc::MAP_SHARED | fixed) as u64;
+        let protection = (libc::PROT_READ | libc::PROT_WRITE) as u64;
+        let mapped = self.call(
+            stopped,
+            libc::SYS_mmap,
+            [self.entry.base, size, protection, flags, fd as u64, 0],
+            &[Cleanup::UnmapResult { len: size }, close],
+        );
+        let (stopped, _) = mapped.map_err(|lost| self.close_after(lost, fd))?;
+        let unmap = Cleanup::Unmap { start: self.entry.base, len: size };
+        let text = (libc::PROT_READ | libc::PROT_EXEC) as u64;
+        let (stopped, _) = self.call(
+            stopped,
+            libc::SYS_mprotect,
+            [self.entry.base, wire::DATA_OFFSET, text, 0, 0, 0],
+            &[unmap, close],
+        )?;
+        let (stopped, _) = self.call(stopped, libc::SYS_close, [fd as u64, 0, 0, 0, 0, 0], &[unmap])?;
+        Ok((stopped, memfd, mapping))
+    }
+
+    fn close_after(&mut self, (error, stopped): Lost, fd: i32) -> Lost {
+        let Some(stopped) = stopped else { return (error, None) };
+        match self.call(stopped, libc::SYS_close, [fd as u64, 0, 0, 0, 0, 0], &[]) {
+            Ok((stopped, _)) => (error, Some(stopped)),
+            Err((_, stopped)) => (error, stopped),
+        }
+    }
+
+    /// One call from a stub. Memory first, then one SETREGS, then the signal mask, then go.
+    fn call(
+        &mut self,
+        stopped: Stopped,
+        nr: i64,
+        args: [u64; 6],
+        cleanup: &[Cleanup],
+    ) -> std::result::Result<(Stopped, i64), Lost> {
+        let slot = self.next;
+        self.next = if slot == Slot::Even { Slot::Odd } else { Slot::Even };
+        let at = match self.room.place(&self.mem, self.entry.pid, slot, cleanup, &self.way_back) {
+            Ok(at) => at,
+            Err(error) => return Err((error, Some(stopped))),
+        };
+        let regs = user_regs_struct {
+            rip: at.0,
+            rax: nr as u64,
+            rdi: args[0],
+            rsi: args[1],
+            rdx: args[2],
+            r10: args[3],
+            r8: args[4],
+            r9: args[5],
+            orig_rax: u64::MAX,
+            ..self.way_back.regs
+        };
+        if let Err(error) = stopped.set_regs(&regs).and_then(|()| stopped.set_sigmask(ALL_SIGNALS)) {
+            return Err((error, Some(stopped)));
+        }
+        let (stopped, result) = run_call(stopped).map_err(|error| (error, None))?;
+        if (-4095..0).contains(&result) {
+            let errno = nix::errno::Errno::from_raw(-result as i32);
+            let operation = match nr {
+                libc::SYS_memfd_create => "making the parasite's memory",
+                libc::SYS_mmap => "mapping the parasite",
+                _ => "entering",
+            };
+            return Err((Error::sys(operation, Subject::Pid(self.entry.pid), errno), Some(stopped)));
+        }
+        Ok((stopped, result))
+    }
+
+    /// The controller's own copy of the memfd, sized, mapped and filled.
+    fn fetch(&self, fd: i32) -> Result<(OwnedFd, SharedMapping)> {
+        let subject = || Subject::Fd(self.entry.pid, fd);
+        let memfd =
+            crate::sys::process::pidfd_getfd(self.entry.pidfd.as_fd(), RemoteFd(fd)).during("fetching", subject())?;
+        nix::unistd::ftruncate(&memfd, wire::REGION_SIZE as i64).during("sizing", subject())?;
+        let len = usize::try_from(wire::REGION_SIZE).unwrap_or(0);
+        let mapping = SharedMapping::new(memfd.as_fd(), len).during("mapping", subject())?;
+        let blob = blob::load(self.entry.base)?;
+        mapping.write(0, &blob.bytes).during("writing", subject())?;
+        mapping.write(wire::DATA_OFFSET, &idle_header(self.entry.base)).during("writing", subject())?;
+        Ok((memfd, mapping))
+    }
+
+    /// Sends the tracee into the parasite, which answers an empty request.
+    fn start(self, stopped: Stopped, memfd: OwnedFd, mapping: SharedMapping) -> Result<Infected> {
+        let base = self.entry.base;
+        let mut infected = Infected {
+            pid: self.entry.pid,
+            tracee: Tracee::Lost,
+            mem: self.mem,
+            base,
+            mapping,
+            memfd,
+            room: self.room,
+            original: self.original,
+            owed_stop: false,
+        };
+        infected.place_exit_stub()?;
+        infected.state()?.store(wire::REQUEST, Ordering::Release);
+        let entry = blob::load(base)?.entry;
+        let regs = user_regs_struct {
+            rip: base + entry,
+            rdi: base,
+            rsp: base + wire::STACK_TOP,
+            orig_rax: u64::MAX,
+            ..self.way_back.regs
+        };
+        stopped.set_regs(&regs)?;
+        infected.tracee = Tracee::Serving(stopped.cont_without_signal()?);
+        infected.await_done()?;
+        Ok(infected)
+    }
+
+    /// After a failed step: from the syscall stop in a stub back to where the tracee was.
+    fn give_back(&self, stopped: Stopped) -> Result<()> {
+        stopped.interrupt_next()?;
+        let stopped = stopped.cont_without_signal()?.settle()?;
+        stopped.set_sigmask(self.original.sigmask)?;
+        stopped.set_regs(&self.original.regs)?;
+        self.room.put_back(&self.mem, self.entry.pid)?;
+        stopped.release()
+    }
+}

@@ -1,0 +1,119 @@
+//! How a stopped thread gets back into the call that the stop interrupted.
+//!
+//! The kernel restarts an interrupted call itself when the thread goes on with its recorded registers (rax = -512..-516 and orig_rax >= 0).
+//! When the thread is sent elsewhere in between and the tracer dies, nobody does that, so the way back has to be right by itself:
+//! FACTS B2. Some calls answer EINTR to a mere stop, which the program would see: FACTS B3 lists them; they are called again.
+
+use libc::user_regs_struct;
+
+const ERESTARTSYS: i64 = -512;
+const ERESTARTNOINTR: i64 = -513;
+const ERESTARTNOHAND: i64 = -514;
+const ERESTART_RESTARTBLOCK: i64 = -516;
+const EINTR: i64 = -4;
+const SYSCALL_LEN: u64 = 2;
+/// Missing in libc for this target.
+const SYS_IO_PGETEVENTS: i64 = 333;
+
+/// Calls that a stop breaks with EINTR though no signal was delivered (signal(7), "Interruption of system calls ... by stop signals").
+///
+/// The calls on sockets are on it for SO_RCVTIMEO and SO_SNDTIMEO; with EINTR nothing was transferred yet, so that calling again is safe.
+const BROKEN_BY_A_STOP: &[i64] = &[
+    libc::SYS_epoll_wait,
+    libc::SYS_epoll_pwait,
+    libc::SYS_epoll_pwait2,
+    libc::SYS_rt_sigtimedwait,
+    libc::SYS_semop,
+    libc::SYS_semtimedop,
+    libc::SYS_io_getevents,
+    SYS_IO_PGETEVENTS,
+    libc::SYS_io_uring_enter,
+    libc::SYS_read,
+    libc::SYS_readv,
+    libc::SYS_write,
+    libc::SYS_writev,
+    libc::SYS_recvfrom,
+    libc::SYS_recvmsg,
+    libc::SYS_recvmmsg,
+    libc::SYS_sendto,
+    libc::SYS_sendmsg,
+    libc::SYS_accept,
+    libc::SYS_accept4,
+];
+
+/// Whether a signal that the thread does not block is pending, so that EINTR is the truth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pending {
+    Nothing,
+    Deliverable,
+}
+
+/// What the thread is to continue with when it was only stopped: the registers at the stop, with a call that the stop broke made again.
+pub fn continued(regs: &user_regs_struct, pending: Pending) -> user_regs_struct {
+    let mut regs = *regs;
+    let nr = regs.orig_rax as i64;
+    if nr >= 0 && regs.rax as i64 == EINTR && pending == Pending::Nothing && BROKEN_BY_A_STOP.contains(&nr) {
+        regs.rax = regs.orig_rax;
+        regs.rip = regs.rip.wrapping_sub(SYSCALL_LEN);
+        regs.orig_rax = u64::MAX;
+    }
+    regs
+}
+
+/// The same state expressed without the kernel's restart: what a stub has to load so that the call is made again.
+pub fn without_kernel_restart(regs: &user_regs_struct) -> user_regs_struct {
+    let mut regs = *regs;
+    if (regs.orig_rax as i64) < 0 {
+        return regs;
+    }
+    match regs.rax as i64 {
+        ERESTARTSYS | ERESTARTNOINTR | ERESTARTNOHAND => {
+            regs.rax = regs.orig_rax;
+            regs.rip = regs.rip.wrapping_sub(SYSCALL_LEN);
+        }
+        ERESTART_RESTARTBLOCK => {
+            regs.rax = libc::SYS_restart_syscall as u64;
+            regs.rip = regs.rip.wrapping_sub(SYSCALL_LEN);
+        }
+        _ => {}
+    }
+    regs.orig_rax = u64::MAX;
+    regs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(orig_rax: i64, rax: i64) -> user_regs_struct {
+        let mut regs = crate::inject::zero_regs();
+        (regs.orig_rax, regs.rax, regs.rip) = (orig_rax as u64, rax as u64, 0x1002);
+        regs
+    }
+
+    #[test]
+    fn a_thread_outside_a_call_is_left_as_it_is() {
+        let regs = at(-1, -512);
+        assert_eq!(without_kernel_restart(&regs), regs);
+        assert_eq!(continued(&at(-1, EINTR), Pending::Nothing), at(-1, EINTR));
+    }
+
+    #[test]
+    fn restarts_go_back_over_the_syscall_instruction() {
+        for rax in [-512, -513, -514] {
+            let regs = without_kernel_restart(&at(0, rax));
+            assert_eq!((regs.rax, regs.rip), (0, 0x1000));
+        }
+        let regs = without_kernel_restart(&at(35, -516));
+        assert_eq!((regs.rax, regs.rip), (219, 0x1000));
+    }
+
+    #[test]
+    fn epoll_wait_is_made_again_only_without_a_signal() {
+        let regs = continued(&at(libc::SYS_epoll_wait, EINTR), Pending::Nothing);
+        assert_eq!((regs.rax as i64, regs.rip, regs.orig_rax as i64), (libc::SYS_epoll_wait, 0x1000, -1));
+        let regs = at(libc::SYS_epoll_wait, EINTR);
+        assert_eq!(continued(&regs, Pending::Deliverable), regs);
+        assert_eq!(continued(&at(libc::SYS_close, EINTR), Pending::Nothing), at(libc::SYS_close, EINTR));
+    }
+}

@@ -1,0 +1,255 @@
+//! Small machine code in the unused zero tail of the [vdso]: run a call, clean up, find the way back.
+//!
+//! A stub is `syscall`, then the calls that undo the step if the tracer has died, then the victim's registers, then a jump to where the
+//! victim was. While the tracer lives it never gets past the first `syscall`. So at every instant the victim returns on its own to what
+//! it was doing (FACTS B2). Nothing touches the flags, the stack, or a register that `syscall` and the loads at the end do not give back.
+
+use std::fs::File;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+
+use goblin::elf::Elf;
+use libc::user_regs_struct;
+
+use crate::error::{Context, Error, Result, Subject};
+use crate::ids::{Pid, RemoteAddr};
+
+/// Bytes of one stub, at most; [`assemble`] checks it.
+const SLOT: u64 = 256;
+/// Two slots that bootstrap calls use in turn, so that the one that is running is never written; one for the way out.
+const SLOTS: u64 = 3;
+
+/// One call of a stub, with its arguments.
+#[derive(Debug, Clone, Copy)]
+pub enum Cleanup {
+    /// close() of what the stub's first call returned; harmless if that failed.
+    CloseResult,
+    /// munmap() of what the stub's first call returned; harmless if that failed.
+    UnmapResult {
+        len: u64,
+    },
+    Close {
+        fd: i32,
+    },
+    Unmap {
+        start: u64,
+        len: u64,
+    },
+}
+
+/// Where a stub leads: the registers and the signal mask that the victim gets back.
+#[derive(Debug, Clone, Copy)]
+pub struct WayBack {
+    pub regs: user_regs_struct,
+    pub sigmask: u64,
+}
+
+/// The zero tail of a vDSO's last page in a victim.
+#[derive(Debug)]
+pub struct Room {
+    start: u64,
+    /// What the tail held, all zero, to be put back.
+    original: Vec<u8>,
+}
+
+impl Room {
+    /// Finds the room in the vDSO mapped at `vdso`. Fails where the vDSO is not an ELF image with a zero tail of 768 bytes.
+    pub fn find(mem: &File, pid: Pid, vdso: &Range<u64>) -> Result<Room> {
+        let mut image = vec![0u8; usize::try_from(vdso.end - vdso.start).unwrap_or(0)];
+        mem.read_exact_at(&mut image, vdso.start).during("reading the vDSO", Subject::Pid(pid))?;
+        let used = content_end(&image)
+            .ok_or_else(|| Error::unexpected(format!("the vDSO of process {pid}"), "not an ELF image"))?;
+        let start = used.next_multiple_of(16);
+        let needed = usize::try_from(SLOT * SLOTS).unwrap_or(usize::MAX);
+        match image.get(start..start.saturating_add(needed)) {
+            Some(tail) if tail.iter().all(|byte| *byte == 0) => {
+                Ok(Room { start: vdso.start + start as u64, original: tail.to_vec() })
+            }
+            _ => Err(Error::failed(format!(
+                "process {pid}: its vDSO has no {needed} unused bytes at its end, where the entry code would go; \
+                 boot a kernel with an ordinary vDSO"
+            ))),
+        }
+    }
+
+    /// The address of a slot.
+    pub fn slot(&self, slot: Slot) -> RemoteAddr {
+        RemoteAddr(self.start + SLOT * slot as u64)
+    }
+
+    /// Puts a stub into a slot that is not running; yields its address.
+    pub fn place(&self, mem: &File, pid: Pid, slot: Slot, cleanup: &[Cleanup], back: &WayBack) -> Result<RemoteAddr> {
+        let at = self.slot(slot);
+        let code = assemble(at.0, cleanup, back);
+        if code.len() as u64 > SLOT {
+            return Err(Error::failed(format!("a stub of {} bytes does not fit its slot", code.len())));
+        }
+        mem.write_all_at(&code, at.0).during("writing the entry code", Subject::Pid(pid))?;
+        Ok(at)
+    }
+
+    /// Puts the vDSO's own bytes back.
+    pub fn put_back(&self, mem: &File, pid: Pid) -> Result<()> {
+        mem.write_all_at(&self.original, self.start).during("putting the vDSO back", Subject::Pid(pid))
+    }
+
+    /// The vDSO was moved by this many bytes (a restore puts it where it was recorded).
+    pub fn moved(&mut self, by: i64) {
+        self.start = self.start.wrapping_add_signed(by);
+    }
+}
+
+/// Which part of the room a stub takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Slot {
+    Even = 0,
+    Odd = 1,
+    Exit = 2,
+}
+
+/// The end of everything that an ELF image's headers name, in bytes.
+fn content_end(image: &[u8]) -> Option<usize> {
+    let elf = Elf::parse(image).ok()?;
+    let sections = elf.header.e_shoff + u64::from(elf.header.e_shnum) * u64::from(elf.header.e_shentsize);
+    let segments = elf.program_headers.iter().map(|header| header.p_offset.saturating_add(header.p_filesz));
+    let contents = elf
+        .section_headers
+        .iter()
+        .filter(|header| header.sh_type != goblin::elf::section_header::SHT_NOBITS)
+        .map(|header| header.sh_offset.saturating_add(header.sh_size));
+    let end = segments.chain(contents).chain([sections]).max()?;
+    usize::try_from(end).ok().filter(|end| *end <= image.len())
+}
+
+const SYSCALL: [u8; 2] = [0x0f, 0x05];
+
+/// The code of a stub that lies at `at`.
+fn assemble(at: u64, cleanup: &[Cleanup], back: &WayBack) -> Vec<u8> {
+    let mut code = Vec::with_capacity(256);
+    code.extend(SYSCALL);
+    for call in cleanup {
+        match *call {
+            Cleanup::CloseResult => {
+                code.extend([0x48, 0x89, 0xc7]); // mov rdi, rax
+                load_nr(&mut code, libc::SYS_close);
+            }
+            Cleanup::UnmapResult { len } => {
+                code.extend([0x48, 0x89, 0xc7]); // mov rdi, rax
+                load(&mut code, Register::Rsi, len);
+                load_nr(&mut code, libc::SYS_munmap);
+            }
+            Cleanup::Close { fd } => {
+                load(&mut code, Register::Rdi, fd as u64);
+                load_nr(&mut code, libc::SYS_close);
+            }
+            Cleanup::Unmap { start, len } => {
+                load(&mut code, Register::Rdi, start);
+                load(&mut code, Register::Rsi, len);
+                load_nr(&mut code, libc::SYS_munmap);
+            }
+        }
+        code.extend(SYSCALL);
+    }
+    // rt_sigprocmask(SIG_SETMASK, &mask, NULL, 8); the mask lies behind the code, its address is filled in below.
+    load(&mut code, Register::Rdi, libc::SIG_SETMASK as u64);
+    let mask_operand = code.len() + 2;
+    load(&mut code, Register::Rsi, 0);
+    load(&mut code, Register::Rdx, 0);
+    load(&mut code, Register::R10, 8);
+    load_nr(&mut code, libc::SYS_rt_sigprocmask);
+    code.extend(SYSCALL);
+    let regs = &back.regs;
+    for (register, value) in [
+        (Register::Rax, regs.rax),
+        (Register::Rcx, regs.rcx),
+        (Register::Rdx, regs.rdx),
+        (Register::Rsi, regs.rsi),
+        (Register::Rdi, regs.rdi),
+        (Register::R8, regs.r8),
+        (Register::R9, regs.r9),
+        (Register::R10, regs.r10),
+        (Register::R11, regs.r11),
+    ] {
+        load(&mut code, register, value);
+    }
+    code.extend([0xff, 0x25, 0, 0, 0, 0]); // jmp [rip + 0]
+    code.extend(regs.rip.to_le_bytes());
+    let mask_at = at + code.len() as u64;
+    code.extend(back.sigmask.to_le_bytes());
+    code[mask_operand..mask_operand + 8].copy_from_slice(&mask_at.to_le_bytes());
+    code
+}
+
+/// Registers by their number in an instruction.
+#[derive(Debug, Clone, Copy)]
+enum Register {
+    Rax = 0,
+    Rcx = 1,
+    Rdx = 2,
+    Rsi = 6,
+    Rdi = 7,
+    R8 = 8,
+    R9 = 9,
+    R10 = 10,
+    R11 = 11,
+}
+
+/// movabs register, value
+fn load(code: &mut Vec<u8>, register: Register, value: u64) {
+    let number = register as u8;
+    code.extend([0x48 | (number >> 3), 0xb8 | (number & 7)]);
+    code.extend(value.to_le_bytes());
+}
+
+/// mov eax, number of a call
+fn load_nr(code: &mut Vec<u8>, nr: i64) {
+    code.push(0xb8);
+    code.extend((nr as u32).to_le_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use iced_x86::{Decoder, DecoderOptions, FlowControl, Formatter, Mnemonic};
+
+    fn way_back() -> WayBack {
+        // SAFETY is not needed: the struct is plain integers and is built from its default zero bytes by the caller of ptrace; here by hand.
+        let mut regs = crate::inject::zero_regs();
+        regs.rax = u64::MAX;
+        regs.rip = 0x5555_5555_4000;
+        regs.r11 = 0x246;
+        WayBack { regs, sigmask: 0xdead_beef }
+    }
+
+    #[test]
+    fn every_stub_fits_and_decodes_to_what_it_should_do() {
+        let cleanup = [Cleanup::UnmapResult { len: 1 << 20 }, Cleanup::Close { fd: 1023 }];
+        let code = assemble(0x7fff_0000, &cleanup, &way_back());
+        assert!(code.len() as u64 <= SLOT, "{} bytes", code.len());
+        let mut text = String::new();
+        let mut formatter = iced_x86_formatter();
+        let mut calls = 0;
+        for instruction in Decoder::with_ip(64, &code, 0x7fff_0000, DecoderOptions::NONE).iter() {
+            assert!(!instruction.is_invalid());
+            assert!(instruction.rflags_modified() == 0 || instruction.mnemonic() == Mnemonic::Syscall, "{text}");
+            calls += usize::from(instruction.mnemonic() == Mnemonic::Syscall);
+            text.clear();
+            formatter.format(&instruction, &mut text);
+            if instruction.flow_control() == FlowControl::IndirectBranch {
+                break;
+            }
+        }
+        assert_eq!(calls, 4);
+        assert!(text.starts_with("jmp"), "{text}");
+    }
+
+    fn iced_x86_formatter() -> impl Formatter {
+        iced_x86::NasmFormatter::new()
+    }
+
+    #[test]
+    fn content_end_rejects_what_is_not_elf() {
+        assert_eq!(content_end(b"not an image"), None);
+        assert_eq!(content_end(&[]), None);
+    }
+}

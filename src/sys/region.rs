@@ -1,0 +1,78 @@
+//! The controller's mapping of a parasite's region, and the futex in it. Source: mmap(2), futex(2).
+
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::AtomicU32;
+use std::time::Duration;
+
+use nix::errno::Errno;
+
+/// A shared mapping of a memfd from offset 0.
+#[derive(Debug)]
+pub struct SharedMapping {
+    start: NonNull<u8>,
+    len: usize,
+}
+
+impl SharedMapping {
+    /// Maps `len` bytes of `memfd` for reading and writing.
+    pub fn new(memfd: BorrowedFd<'_>, len: usize) -> Result<SharedMapping, Errno> {
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a new mapping at an address of the kernel's choice; no existing memory is touched.
+        let start =
+            unsafe { libc::mmap(std::ptr::null_mut(), len, protection, libc::MAP_SHARED, memfd.as_raw_fd(), 0) };
+        if start == libc::MAP_FAILED {
+            return Err(Errno::last());
+        }
+        NonNull::new(start.cast()).map(|start| SharedMapping { start, len }).ok_or(Errno::ENOMEM)
+    }
+
+    /// Copies bytes out; the part outside the mapping reads as nothing.
+    pub fn read(&self, offset: u64, len: usize) -> Vec<u8> {
+        let Some(at) = self.checked(offset, len) else { return Vec::new() };
+        let mut bytes = vec![0u8; len];
+        // SAFETY: `checked` keeps the range inside the mapping; the tracee is stopped or the range is its answer, complete since DONE.
+        unsafe { std::ptr::copy_nonoverlapping(at, bytes.as_mut_ptr(), len) };
+        bytes
+    }
+
+    /// Copies bytes in. Fails with EFAULT where they do not fit.
+    pub fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), Errno> {
+        let at = self.checked(offset, bytes.len()).ok_or(Errno::EFAULT)?;
+        // SAFETY: `checked` keeps the range inside the mapping; the tracee is stopped while the controller writes.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), at.cast_mut(), bytes.len()) };
+        Ok(())
+    }
+
+    /// The atomic word at an offset, which must be 4-byte aligned and inside.
+    pub fn atomic(&self, offset: u64) -> Result<&AtomicU32, Errno> {
+        let at = self.checked(offset, 4).filter(|at| at.addr() % 4 == 0).ok_or(Errno::EFAULT)?;
+        // SAFETY: aligned and inside the mapping, which lives as long as `self`; the parasite uses it as an atomic too.
+        Ok(unsafe { AtomicU32::from_ptr(at.cast_mut().cast()) })
+    }
+
+    fn checked(&self, offset: u64, len: usize) -> Option<*const u8> {
+        let offset = usize::try_from(offset).ok()?;
+        let end = offset.checked_add(len)?;
+        // SAFETY: the sum is at most `len` bytes into the mapping.
+        (end <= self.len).then(|| unsafe { self.start.as_ptr().add(offset).cast_const() })
+    }
+}
+
+impl Drop for SharedMapping {
+    fn drop(&mut self) {
+        // SAFETY: our own mapping, to which no reference outlives `self`.
+        unsafe { libc::munmap(self.start.as_ptr().cast(), self.len) };
+    }
+}
+
+/// FUTEX_WAIT while the word holds `value`, for at most `timeout`. ETIMEDOUT, EAGAIN and EINTR are ordinary ends.
+pub fn futex_wait(word: &AtomicU32, value: u32, timeout: Duration) -> Result<(), Errno> {
+    let timeout = libc::timespec {
+        tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: i64::from(timeout.subsec_nanos()),
+    };
+    // SAFETY: the kernel reads the word and the timeout, both live.
+    let result = unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAIT, value, &raw const timeout) };
+    Errno::result(result).map(drop)
+}
