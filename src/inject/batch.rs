@@ -70,6 +70,8 @@ pub enum OnError {
 pub struct Batch {
     calls: Vec<(i64, [Arg; 6], OnError)>,
     data: Vec<u8>,
+    /// Where in the data the address of which buffer is stored.
+    addresses: Vec<(usize, Buffer)>,
 }
 
 impl Batch {
@@ -114,6 +116,11 @@ impl Batch {
         Buffer { at, len }
     }
 
+    /// Stores the address of `target` at byte `at` of `buffer`, for structures that hold pointers.
+    pub fn store_address(&mut self, buffer: Buffer, at: usize, target: Buffer) {
+        self.addresses.push((buffer.at + at, target));
+    }
+
     /// Bytes that the batch takes in a region.
     pub fn size(&self) -> usize {
         self.data_offset() + self.data.len()
@@ -123,8 +130,8 @@ impl Batch {
         (self.calls.len() * size_of::<Call>()).next_multiple_of(16)
     }
 
-    /// The batch as it lies in a region from `offset` on: calls, then buffers.
-    pub fn encode(&self, offset: u64) -> Vec<u8> {
+    /// The batch as it lies at `offset` in a region whose address is `base`: calls, then buffers.
+    pub fn encode(&self, base: u64, offset: u64) -> Vec<u8> {
         let data_at = offset + self.data_offset() as u64;
         let mut bytes = Vec::with_capacity(self.size());
         for (nr, args, on_error) in &self.calls {
@@ -150,6 +157,10 @@ impl Batch {
         }
         bytes.resize(self.data_offset(), 0);
         bytes.extend_from_slice(&self.data);
+        for (at, target) in &self.addresses {
+            let at = self.data_offset() + at;
+            bytes[at..at + 8].copy_from_slice(&(base + data_at + target.at as u64).to_ne_bytes());
+        }
         bytes
     }
 

@@ -125,7 +125,7 @@ impl Infected {
     /// and an empty span stands in between.
     pub fn set_undo(&self, batch: &Batch, offset: u64) -> Result<()> {
         self.clear_undo()?;
-        self.write(offset, &batch.encode(offset))?;
+        self.write(offset, &batch.encode(self.base, offset))?;
         self.write(UNDO_AT, &offset.to_ne_bytes())?;
         self.write(UNDO_AT + 8, &(batch.len() as u64).to_ne_bytes())
     }
@@ -140,7 +140,7 @@ impl Infected {
         if wire::ARENA_OFFSET + batch.size() as u64 > wire::HOLD_OFFSET {
             return Err(Error::failed(format!("a batch of {} bytes does not fit the region", batch.size())));
         }
-        self.write(wire::ARENA_OFFSET, &batch.encode(wire::ARENA_OFFSET))?;
+        self.write(wire::ARENA_OFFSET, &batch.encode(self.base, wire::ARENA_OFFSET))?;
         self.write(BATCH_AT, &Self::span(wire::ARENA_OFFSET, batch.len()))?;
         let stopped = self.take_stopped()?;
         self.state()?.store(wire::REQUEST, Ordering::Release);

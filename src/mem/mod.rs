@@ -1,0 +1,112 @@
+//! Memory: mappings, the pages that have content of their own, and holes to put the parasite in.
+//!
+//! Mappings come from /proc/PID/smaps (their flags) and maps, pages from /proc/PID/pagemap, contents by process_vm_readv: that
+//! needs nothing from inside, and two threads of the controller read and write at the same time. On the way back the task maps everything itself and
+//! reads its pages straight from the image file.
+//!
+//! Refused: huge pages of hugetlbfs, SysV segments, mappings of devices, userfaultfd and guard regions (the survey names them).
+
+pub mod layout;
+pub mod pages;
+pub mod restore;
+
+use std::ops::Range;
+
+use crate::image::pb;
+use crate::procfs::{Mapping, Sharing};
+
+/// CRIU's `status` bits of a mapping.
+pub mod status {
+    pub const REGULAR: u32 = 1 << 0;
+    pub const STACK: u32 = 1 << 1;
+    pub const VSYSCALL: u32 = 1 << 2;
+    pub const VDSO: u32 = 1 << 3;
+    pub const HEAP: u32 = 1 << 5;
+    pub const FILE_PRIVATE: u32 = 1 << 6;
+    pub const FILE_SHARED: u32 = 1 << 7;
+    pub const ANON_SHARED: u32 = 1 << 8;
+    pub const ANON_PRIVATE: u32 = 1 << 9;
+    pub const VVAR: u32 = 1 << 12;
+}
+
+/// The madvise(2) advice that each VmFlag stands for.
+const ADVICE: [(&[u8; 2], u32); 8] = [
+    (b"rr", libc::MADV_RANDOM as u32),
+    (b"sr", libc::MADV_SEQUENTIAL as u32),
+    (b"dc", libc::MADV_DONTFORK as u32),
+    (b"mg", libc::MADV_MERGEABLE as u32),
+    (b"hg", libc::MADV_HUGEPAGE as u32),
+    (b"nh", libc::MADV_NOHUGEPAGE as u32),
+    (b"dd", libc::MADV_DONTDUMP as u32),
+    (b"wf", libc::MADV_WIPEONFORK as u32),
+];
+
+/// What a mapping is, as CRIU's status bits; the vsyscall page is the kernel's and no mapping of the task's.
+pub fn status_of(mapping: &Mapping) -> u32 {
+    if mapping.is("[vdso]") {
+        return status::REGULAR | status::VDSO | status::ANON_PRIVATE;
+    }
+    if mapping.is("[vvar]") || mapping.is("[vvar_vclock]") {
+        return status::REGULAR | status::VVAR | status::ANON_PRIVATE;
+    }
+    let backing = match (mapping.sharing, is_file(mapping)) {
+        (Sharing::Private, true) => status::FILE_PRIVATE,
+        (Sharing::Shared, true) => status::FILE_SHARED,
+        (Sharing::Private, false) => status::ANON_PRIVATE,
+        (Sharing::Shared, false) => status::ANON_SHARED,
+    };
+    let name = if mapping.is("[stack]") {
+        status::STACK
+    } else if mapping.is("[heap]") {
+        status::HEAP
+    } else {
+        0
+    };
+    status::REGULAR | backing | name
+}
+
+/// Whether a file that can be opened by its path is behind a mapping; shared anonymous memory is a file to the kernel only.
+pub fn is_file(mapping: &Mapping) -> bool {
+    mapping.has_file() && !is_shared_anonymous(mapping)
+}
+
+/// Whether it is shared anonymous memory (the kernel shows it as /dev/zero).
+pub fn is_shared_anonymous(mapping: &Mapping) -> bool {
+    mapping.sharing == Sharing::Shared && mapping.name == "/dev/zero" && mapping.deleted
+}
+
+/// A mapping as CRIU's entry. `file` is the id of its file, or of its shared memory.
+pub fn to_entry(mapping: &Mapping, file: Option<u32>) -> pb::VmaEntry {
+    let status = status_of(mapping);
+    let mut flags = match mapping.sharing {
+        Sharing::Private => libc::MAP_PRIVATE,
+        Sharing::Shared => libc::MAP_SHARED,
+    };
+    if status & (status::ANON_PRIVATE | status::ANON_SHARED) != 0 {
+        flags |= libc::MAP_ANONYMOUS;
+    }
+    let has = |flag: &[u8; 2]| mapping.flags.as_ref().is_some_and(|flags| flags.has(flag));
+    for (flag, bit) in [(b"gd", libc::MAP_GROWSDOWN), (b"nr", libc::MAP_NORESERVE), (b"lo", libc::MAP_LOCKED)] {
+        if has(flag) {
+            flags |= bit;
+        }
+    }
+    let madv = ADVICE.iter().filter(|(flag, _)| has(flag)).fold(0u64, |bits, (_, advice)| bits | 1 << advice);
+    pb::VmaEntry {
+        start: mapping.start.0,
+        end: mapping.end.0,
+        pgoff: mapping.offset,
+        shmid: u64::from(file.unwrap_or(0)),
+        prot: mapping.prot as u32,
+        flags: flags as u32,
+        status,
+        fd: -1,
+        madv: (madv != 0).then_some(madv),
+        fdflags: None,
+    }
+}
+
+/// The address range of the vDSO's code, where there is one.
+pub fn vdso(mappings: &[Mapping]) -> Option<Range<u64>> {
+    mappings.iter().find(|mapping| mapping.is("[vdso]")).map(|mapping| mapping.start.0..mapping.end.0)
+}

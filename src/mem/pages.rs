@@ -1,0 +1,211 @@
+//! Pages with content of their own, and copying them into an image.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::error::{Context, Error, Result, Subject};
+use crate::ids::{Pid, RemoteAddr};
+use crate::image::digest::{BLOCK, PageDigest, block_digest};
+use crate::sys::process::{RemoteRange, process_vm_readv};
+
+pub const PAGE: u64 = 4096;
+/// pagemap bits: present, swapped, file page or shared memory, guard region (6.15). Documentation/admin-guide/mm/pagemap.rst.
+const PRESENT: u64 = 1 << 63;
+const SWAPPED: u64 = 1 << 62;
+const FILE_OR_SHARED: u64 = 1 << 61;
+const GUARD: u64 = 1 << 58;
+/// process_vm_readv takes this many ranges at most.
+const MAX_RANGES: usize = 1024;
+/// From here on two threads copy.
+const PARALLEL_FROM: u64 = 8 << 20;
+
+/// Consecutive pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PageRange {
+    pub start: u64,
+    pub pages: u64,
+}
+
+/// Which pages of a mapping an image needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wanted {
+    /// Those that the task has made its own: anonymous memory, and written pages of private file mappings.
+    Own,
+    /// Those that have ever been touched, of shared memory.
+    Present,
+    /// Every page, of the vDSO.
+    All,
+}
+
+/// Appends the wanted pages of `start..end` to `out`, merging neighbours.
+pub fn find(pagemap: &File, pid: Pid, start: u64, end: u64, wanted: Wanted, out: &mut Vec<PageRange>) -> Result<()> {
+    const ENTRIES: u64 = 8192;
+    let mut buffer = vec![0u8; 8 * ENTRIES as usize];
+    let mut at = start;
+    while at < end {
+        let count = ENTRIES.min((end - at) / PAGE);
+        if wanted == Wanted::All {
+            push(out, at, count);
+            at += count * PAGE;
+            continue;
+        }
+        let bytes = &mut buffer[..8 * count as usize];
+        pagemap.read_exact_at(bytes, at / PAGE * 8).during("reading the page map", Subject::Pid(pid))?;
+        for entry in bytes.chunks_exact(8) {
+            let entry = u64::from_le_bytes(entry.try_into().unwrap_or_default());
+            if entry & GUARD != 0 {
+                return Err(Error::failed(format!("process {pid}: a guard region at {at:#x} cannot be carried")));
+            }
+            let present = entry & (PRESENT | SWAPPED) != 0;
+            if present && (wanted == Wanted::Present || entry & FILE_OR_SHARED == 0) {
+                push(out, at, 1);
+            }
+            at += PAGE;
+        }
+    }
+    Ok(())
+}
+
+fn push(out: &mut Vec<PageRange>, start: u64, pages: u64) {
+    match out.last_mut() {
+        Some(last) if last.start + last.pages * PAGE == start => last.pages += pages,
+        _ => out.push(PageRange { start, pages }),
+    }
+}
+
+pub fn total(ranges: &[PageRange]) -> u64 {
+    ranges.iter().map(|range| range.pages * PAGE).sum()
+}
+
+/// Copies the ranges one after another to the start of `file`, and yields the digest of what was written.
+///
+/// The work goes in blocks of 1 MiB, each read into a buffer that stays in the cache and is hashed and written from there; with much
+/// memory two threads take blocks in turn.
+pub fn copy(pid: Pid, ranges: &[PageRange], file: &File) -> Result<PageDigest> {
+    let job = Job { pid, ranges, offsets: offsets(ranges), size: total(ranges), file, next: AtomicU64::new(0) };
+    let digests = if job.size < PARALLEL_FROM {
+        job.work()?
+    } else {
+        std::thread::scope(|scope| {
+            let other = scope.spawn(|| job.work());
+            let mut digests = job.work()?;
+            let theirs = other.join().map_err(|_| Error::failed("a copying thread failed"))??;
+            digests.extend(theirs);
+            Ok::<_, Error>(digests)
+        })?
+    };
+    Ok(PageDigest::of_blocks(job.size, digests))
+}
+
+struct Job<'a> {
+    pid: Pid,
+    ranges: &'a [PageRange],
+    /// Where each range starts in the file.
+    offsets: Vec<u64>,
+    size: u64,
+    file: &'a File,
+    next: AtomicU64,
+}
+
+fn offsets(ranges: &[PageRange]) -> Vec<u64> {
+    let mut at = 0;
+    ranges
+        .iter()
+        .map(|range| {
+            let start = at;
+            at += range.pages * PAGE;
+            start
+        })
+        .collect()
+}
+
+impl Job<'_> {
+    fn work(&self) -> Result<Vec<(u64, u64)>> {
+        let mut buffer = vec![0u8; usize::try_from(BLOCK.min(self.size)).unwrap_or(0)];
+        let mut digests = Vec::new();
+        loop {
+            let block = self.next.fetch_add(1, Ordering::Relaxed);
+            let at = block * BLOCK;
+            if at >= self.size {
+                return Ok(digests);
+            }
+            let len = usize::try_from(BLOCK.min(self.size - at)).unwrap_or(0);
+            let bytes = &mut buffer[..len];
+            self.read(at, bytes)?;
+            digests.push((block, block_digest(bytes)));
+            write(self.file, bytes, at)?;
+        }
+    }
+
+    /// Reads the bytes that belong at `at` in the file.
+    fn read(&self, at: u64, bytes: &mut [u8]) -> Result<()> {
+        let mut done = 0;
+        while done < bytes.len() {
+            let (remote, len) = self.remote(at + done as u64, bytes.len() - done);
+            let got = process_vm_readv(self.pid, &remote, &mut bytes[done..done + len])
+                .map_err(|errno| Error::of_pid("reading the memory", self.pid, errno))?;
+            if got == 0 {
+                return Err(Error::unexpected(format!("the memory of process {}", self.pid), "a page vanished"));
+            }
+            done += got;
+        }
+        Ok(())
+    }
+
+    /// The remote ranges behind up to `len` bytes of the file from `at` on, and how many bytes they have.
+    fn remote(&self, at: u64, len: usize) -> (Vec<RemoteRange>, usize) {
+        let first = self.offsets.partition_point(|offset| *offset <= at).saturating_sub(1);
+        let mut ranges = Vec::new();
+        let mut taken = 0;
+        for (range, offset) in self.ranges[first..].iter().zip(&self.offsets[first..]).take(MAX_RANGES) {
+            if taken == len {
+                break;
+            }
+            let skip = (at + taken as u64).saturating_sub(*offset);
+            let rest = usize::try_from(range.pages * PAGE - skip).unwrap_or(usize::MAX);
+            let part = rest.min(len - taken);
+            ranges.push(RemoteRange { addr: RemoteAddr(range.start + skip), len: part });
+            taken += part;
+        }
+        (ranges, taken)
+    }
+}
+
+fn write(file: &File, bytes: &[u8], at: u64) -> Result<()> {
+    file.write_all_at(bytes, at).map_err(|error| match error.kind() {
+        io::ErrorKind::StorageFull => Error::failed("the disk with the image directory is full; make room or choose another with -D"),
+        _ => Error::io("writing the pages", Subject::None, &error),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbours_merge() {
+        let mut out = Vec::new();
+        push(&mut out, 0x1000, 1);
+        push(&mut out, 0x2000, 2);
+        push(&mut out, 0x5000, 1);
+        assert_eq!(out, [PageRange { start: 0x1000, pages: 3 }, PageRange { start: 0x5000, pages: 1 }]);
+    }
+
+    #[test]
+    fn our_own_memory_is_copied_byte_for_byte() {
+        let pid = Pid(std::process::id() as i32);
+        let memory: Vec<u8> = (0..3 * BLOCK as usize + 4096).map(|n| (n / 7) as u8).collect();
+        let start = (memory.as_ptr().addr() as u64).next_multiple_of(PAGE);
+        let ranges: Vec<PageRange> = (0..700).filter(|n| n % 3 != 1).map(|n| PageRange { start: start + n * PAGE, pages: 1 }).collect();
+        let file = tempfile::tempfile().unwrap();
+        copy(pid, &ranges, &file).unwrap();
+        let mut page = vec![0u8; PAGE as usize];
+        for (n, range) in ranges.iter().enumerate() {
+            file.read_exact_at(&mut page, n as u64 * PAGE).unwrap();
+            let at = usize::try_from(range.start).unwrap() - memory.as_ptr().addr();
+            assert_eq!(page, memory[at..at + PAGE as usize], "page {n}");
+        }
+    }
+}

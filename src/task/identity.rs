@@ -1,0 +1,208 @@
+//! Credentials, limits, and what prctl keeps for a task.
+//!
+//! /proc/PID/status tells most of it outside; what only `current` may ask is asked inside by prctl. On the way back everything is set
+//! inside, the credentials last but for what a change of credentials resets (dumpable, the parent-death signal).
+
+use crate::error::{Context, Result, Subject};
+use crate::ids::Pid;
+use crate::image::pb;
+use crate::inject::batch::{Answers, Batch, Buffer, CallId};
+
+/// SECBIT_KEEP_CAPS | SECBIT_NO_SETUID_FIXUP: while the identity is being put together, no uid change may drop a capability.
+const SECBITS_WHILE_SETTING: i32 = (1 << 4) | (1 << 2);
+/// The kernel's _LINUX_CAPABILITY_VERSION_3.
+const CAPABILITY_VERSION: u32 = 0x2008_0522;
+const RLIMITS: i32 = 16;
+const RLIMIT_SIZE: usize = 16;
+const PERSONALITY_QUERY: u64 = 0xffff_ffff;
+const PR_GET_THP_DISABLE: i32 = 42;
+const PR_SET_THP_DISABLE: i32 = 41;
+
+/// What was asked in a batch.
+#[derive(Debug)]
+pub struct Asked {
+    limits: Vec<Buffer>,
+    personality: CallId,
+    dumpable: CallId,
+    secbits: CallId,
+    timerslack: CallId,
+    thp_disabled: CallId,
+    subreaper: Buffer,
+    pdeath_sig: Buffer,
+    tid_address: (CallId, Buffer),
+    brk: CallId,
+    ioprio: CallId,
+}
+
+/// Adds the questions to a task's batch.
+pub fn ask(batch: &mut Batch) -> Asked {
+    let limits = (0..RLIMITS)
+        .map(|which| {
+            let old = batch.output(RLIMIT_SIZE);
+            batch.call(libc::SYS_prlimit64, [0u64.into(), which.into(), 0u64.into(), old.into()]);
+            old
+        })
+        .collect();
+    let prctl = |batch: &mut Batch, option: i32| batch.call(libc::SYS_prctl, [option.into()]);
+    let prctl_into = |batch: &mut Batch, option: i32| {
+        let value = batch.output(8);
+        (batch.call(libc::SYS_prctl, [option.into(), value.into()]), value)
+    };
+    const IOPRIO_WHO_PROCESS: i32 = 1;
+    Asked {
+        limits,
+        personality: batch.call(libc::SYS_personality, [PERSONALITY_QUERY.into()]),
+        dumpable: prctl(batch, libc::PR_GET_DUMPABLE),
+        secbits: prctl(batch, libc::PR_GET_SECUREBITS),
+        timerslack: prctl(batch, libc::PR_GET_TIMERSLACK),
+        thp_disabled: prctl(batch, PR_GET_THP_DISABLE),
+        subreaper: prctl_into(batch, libc::PR_GET_CHILD_SUBREAPER).1,
+        pdeath_sig: prctl_into(batch, libc::PR_GET_PDEATHSIG).1,
+        tid_address: prctl_into(batch, libc::PR_GET_TID_ADDRESS),
+        brk: batch.call(libc::SYS_brk, [0u64.into()]),
+        ioprio: batch.call(libc::SYS_ioprio_get, [IOPRIO_WHO_PROCESS.into(), 0u64.into()]),
+    }
+}
+
+/// What the task answered.
+#[derive(Debug)]
+pub struct Identity {
+    pub limits: pb::TaskRlimitsEntry,
+    pub personality: u32,
+    pub dumpable: i32,
+    pub secbits: u32,
+    /// Nanoseconds.
+    pub timerslack: u64,
+    pub thp_disabled: bool,
+    pub subreaper: bool,
+    pub pdeath_sig: u32,
+    pub tid_address: u64,
+    pub brk: u64,
+    pub ioprio: u32,
+}
+
+impl Asked {
+    pub fn answers(&self, answers: &Answers) -> Result<Identity> {
+        let get = |call: CallId, operation: &'static str| answers.result(call).during(operation, Subject::None);
+        get(self.tid_address.0, "asking for the address of the thread id (CONFIG_CHECKPOINT_RESTORE)")?;
+        let limits = self
+            .limits
+            .iter()
+            .map(|old| pb::RlimitEntry { cur: answers.u64(*old, 0), max: answers.u64(*old, 8) })
+            .collect();
+        Ok(Identity {
+            limits: pb::TaskRlimitsEntry { rlimits: limits },
+            personality: get(self.personality, "asking for the personality")? as u32,
+            dumpable: get(self.dumpable, "asking for the dumpable flag")? as i32,
+            secbits: get(self.secbits, "asking for the secure bits")? as u32,
+            timerslack: get(self.timerslack, "asking for the timer slack")? as u64,
+            thp_disabled: answers.result(self.thp_disabled) == Ok(1),
+            subreaper: answers.u32(self.subreaper, 0) != 0,
+            pdeath_sig: answers.u32(self.pdeath_sig, 0),
+            tid_address: answers.u64(self.tid_address.1, 0),
+            brk: get(self.brk, "asking for the break")? as u64,
+            ioprio: answers.result(self.ioprio).unwrap_or(0) as u32,
+        })
+    }
+}
+
+/// Adds the calls that set limits, personality, the name and the other plain attributes.
+pub fn restore_attributes(batch: &mut Batch, core: &pb::CoreEntry, own: &pb::PtyagentTask) {
+    let task = core.tc.as_ref();
+    let limits = task.and_then(|task| task.rlimits.as_ref());
+    for (which, limit) in (0u64..).zip(limits.into_iter().flat_map(|limits| &limits.rlimits)) {
+        let new = batch.input(&[limit.cur.to_ne_bytes(), limit.max.to_ne_bytes()].concat());
+        // Raising a hard limit needs CAP_SYS_RESOURCE; a limit that is as it should be is not touched by a failure.
+        batch.call(libc::SYS_prlimit64, [0u64.into(), which.into(), new.into(), 0u64.into()]);
+    }
+    if let Some(task) = task {
+        batch.must(libc::SYS_personality, [u64::from(task.personality).into()]);
+    }
+    let mut name = own.comm.clone().unwrap_or_default();
+    name.resize(16, 0);
+    let name = batch.input(&name);
+    batch.must(libc::SYS_prctl, [libc::PR_SET_NAME.into(), name.into()]);
+    if own.child_subreaper == Some(true) {
+        batch.must(libc::SYS_prctl, [libc::PR_SET_CHILD_SUBREAPER.into(), 1u64.into()]);
+    }
+    if let Some(slack) = own.timerslack_ns {
+        batch.must(libc::SYS_prctl, [libc::PR_SET_TIMERSLACK.into(), slack.into()]);
+    }
+    if own.thp_disabled == Some(true) {
+        batch.must(libc::SYS_prctl, [PR_SET_THP_DISABLE.into(), 1u64.into()]);
+    }
+    let nice = own.nice.unwrap_or(0);
+    batch.must(libc::SYS_setpriority, [libc::PRIO_PROCESS.into(), 0u64.into(), nice.into()]);
+    if let Some(ioprio) = own.ioprio.filter(|ioprio| *ioprio != 0) {
+        batch.call(libc::SYS_ioprio_set, [1u64.into(), 0u64.into(), u64::from(ioprio).into()]);
+    }
+}
+
+/// Whether a task can be given other credentials than the ones it was created with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Credentials {
+    /// They are what the restore runs with: nothing is set.
+    Inherited,
+    Set,
+}
+
+/// Adds the calls that set the credentials, and what a change of them resets.
+pub fn restore_credentials(
+    batch: &mut Batch,
+    core: &pb::CoreEntry,
+    creds: &pb::CredsEntry,
+    own: &pb::PtyagentTask,
+    mode: Credentials,
+    last_cap: u32,
+) {
+    if mode == Credentials::Set {
+        set_ids(batch, creds);
+        set_capabilities(batch, creds, last_cap);
+    }
+    if own.no_new_privs == Some(true) {
+        batch.must(libc::SYS_prctl, [libc::PR_SET_NO_NEW_PRIVS.into(), 1u64.into(), 0u64.into(), 0u64.into(), 0u64.into()]);
+    }
+    if let Some(dumpable) = own.dumpable.filter(|dumpable| *dumpable <= 1) {
+        batch.must(libc::SYS_prctl, [libc::PR_SET_DUMPABLE.into(), u64::from(dumpable).into()]);
+    }
+    let pdeath_sig = core.thread_core.as_ref().and_then(|thread| thread.pdeath_sig).unwrap_or(0);
+    batch.must(libc::SYS_prctl, [libc::PR_SET_PDEATHSIG.into(), u64::from(pdeath_sig).into()]);
+}
+
+fn set_ids(batch: &mut Batch, creds: &pb::CredsEntry) {
+    let id = |value: u32| u64::from(value).into();
+    batch.must(libc::SYS_prctl, [libc::PR_SET_SECUREBITS.into(), SECBITS_WHILE_SETTING.into()]);
+    let groups: Vec<u8> = creds.groups.iter().flat_map(|group| group.to_ne_bytes()).collect();
+    let list = batch.input(&groups);
+    batch.must(libc::SYS_setgroups, [creds.groups.len().into(), list.into()]);
+    batch.must(libc::SYS_setresgid, [id(creds.gid), id(creds.egid), id(creds.sgid)]);
+    batch.call(libc::SYS_setfsgid, [id(creds.fsgid)]);
+    batch.must(libc::SYS_setresuid, [id(creds.uid), id(creds.euid), id(creds.suid)]);
+    batch.call(libc::SYS_setfsuid, [id(creds.fsuid)]);
+}
+
+fn set_capabilities(batch: &mut Batch, creds: &pb::CredsEntry, last_cap: u32) {
+    let has = |set: &[u32], cap: u32| set.get(cap as usize / 32).is_some_and(|word| word & (1 << (cap % 32)) != 0);
+    for cap in (0..=last_cap).filter(|cap| !has(&creds.cap_bnd, *cap)) {
+        batch.must(libc::SYS_prctl, [libc::PR_CAPBSET_DROP.into(), u64::from(cap).into()]);
+    }
+    batch.must(libc::SYS_prctl, [libc::PR_SET_SECUREBITS.into(), u64::from(creds.secbits).into()]);
+    let header = batch.input(&[CAPABILITY_VERSION, 0].map(u32::to_ne_bytes).concat());
+    let word = |set: &[u32], n: usize| set.get(n).copied().unwrap_or(0).to_ne_bytes();
+    let sets: Vec<u8> = (0..2)
+        .flat_map(|n| [word(&creds.cap_eff, n), word(&creds.cap_prm, n), word(&creds.cap_inh, n)].concat())
+        .collect();
+    let data = batch.input(&sets);
+    batch.must(libc::SYS_capset, [header.into(), data.into()]);
+}
+
+/// The oom score is written from outside, where a privileged restore may lower it.
+pub fn restore_oom_score(pid: Pid, own: &pb::PtyagentTask) -> Result<()> {
+    let Some(wanted) = own.oom_score_adj else { return Ok(()) };
+    let path = format!("/proc/{pid}/oom_score_adj");
+    let current = std::fs::read_to_string(&path).during("reading the oom score", Subject::Pid(pid))?;
+    if current.trim().parse() == Ok(wanted) {
+        return Ok(());
+    }
+    std::fs::write(&path, wanted.to_string()).during("setting the oom score (lowering it needs CAP_SYS_RESOURCE)", Subject::Pid(pid))
+}
