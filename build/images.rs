@@ -1,0 +1,46 @@
+//! Compiles proto/ to Rust types, without protoc.
+
+use std::error::Error;
+
+use prost_build::Config;
+use protox::prost_reflect::{Cardinality, DescriptorPool, Kind};
+
+/// Each names its imports itself, but all of them are listed so that cargo watches them.
+const PROTOS: [&str; 7] = [
+    "proto/fown.proto",
+    "proto/task.proto",
+    "proto/files.proto",
+    "proto/tty.proto",
+    "proto/mem.proto",
+    "proto/inventory.proto",
+    "proto/own.proto",
+];
+
+/// Writes the types of proto/ to `OUT_DIR/_.rs`: the files have no package, as CRIU's have none.
+///
+/// Every type is `Serialize`, for the view of a single file; bytes are shown as text, see `image::text`.
+pub fn build() -> Result<(), Box<dyn Error>> {
+    for proto in PROTOS {
+        println!("cargo::rerun-if-changed={proto}");
+    }
+    let descriptors = protox::compile(PROTOS, ["proto"])?;
+    let mut config = Config::new();
+    config.type_attribute(".", "#[derive(serde::Serialize)]");
+    let pool = DescriptorPool::from_file_descriptor_set(descriptors.clone())?;
+    for field in pool.all_messages().flat_map(|message| message.fields().collect::<Vec<_>>()) {
+        let path = field.full_name();
+        if matches!(field.kind(), Kind::Bytes) {
+            let shape = match field.cardinality() {
+                Cardinality::Optional => "optional",
+                Cardinality::Required => "required",
+                Cardinality::Repeated => "repeated",
+            };
+            config.field_attribute(path, format!("#[serde(serialize_with = \"crate::image::text::{shape}\")]"));
+        }
+        if matches!(field.cardinality(), Cardinality::Optional) {
+            config.field_attribute(path, "#[serde(skip_serializing_if = \"Option::is_none\")]");
+        }
+    }
+    config.compile_fds(descriptors)?;
+    Ok(())
+}
