@@ -86,7 +86,7 @@ pub(super) fn spawn(pid: StubPid, exit_signal: c_int, child: impl FnOnce() -> In
     // writes the pidfd's number to `number` in the parent.
     let value = unsafe { libc::syscall(libc::SYS_clone3, &args, size_of::<CloneArgs>()) };
     if value == 0 {
-        match child() {}
+        child();
     }
     let created = answer(value);
     set_signal_mask(before)?;
