@@ -175,7 +175,9 @@ impl Job<'_> {
 
 fn write(file: &File, bytes: &[u8], at: u64) -> Result<()> {
     file.write_all_at(bytes, at).map_err(|error| match error.kind() {
-        io::ErrorKind::StorageFull => Error::failed("the disk with the image directory is full; make room or choose another with -D"),
+        io::ErrorKind::StorageFull => {
+            Error::failed("the disk with the image directory is full; make room or choose another with -D")
+        }
         _ => Error::io("writing the pages", Subject::None, &error),
     })
 }
@@ -198,7 +200,8 @@ mod tests {
         let pid = Pid(std::process::id() as i32);
         let memory: Vec<u8> = (0..3 * BLOCK as usize + 4096).map(|n| (n / 7) as u8).collect();
         let start = (memory.as_ptr().addr() as u64).next_multiple_of(PAGE);
-        let ranges: Vec<PageRange> = (0..700).filter(|n| n % 3 != 1).map(|n| PageRange { start: start + n * PAGE, pages: 1 }).collect();
+        let ranges: Vec<PageRange> =
+            (0..700).filter(|n| n % 3 != 1).map(|n| PageRange { start: start + n * PAGE, pages: 1 }).collect();
         let file = tempfile::tempfile().unwrap();
         copy(pid, &ranges, &file).unwrap();
         let mut page = vec![0u8; PAGE as usize];

@@ -162,8 +162,5 @@ pub fn set_mm(batch: &mut Batch, mm: &pb::MmEntry, exe_fd: Option<i32>) {
     bytes.extend((exe_fd.unwrap_or(-1) as u32).to_ne_bytes());
     let map = batch.input(&bytes);
     batch.store_address(map, words.len() * 8, auxv);
-    batch.must(
-        libc::SYS_prctl,
-        [PR_SET_MM.into(), PR_SET_MM_MAP.into(), map.into(), bytes.len().into(), 0u64.into()],
-    );
+    batch.must(libc::SYS_prctl, [PR_SET_MM.into(), PR_SET_MM_MAP.into(), map.into(), bytes.len().into(), 0u64.into()]);
 }

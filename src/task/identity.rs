@@ -118,21 +118,21 @@ pub fn restore_attributes(batch: &mut Batch, core: &pb::CoreEntry, own: &pb::Pty
     if let Some(task) = task {
         batch.must(libc::SYS_personality, [u64::from(task.personality).into()]);
     }
-    let mut name = own.comm.clone().unwrap_or_default();
+    let mut name = task.map(|task| task.comm.clone()).unwrap_or_default();
     name.resize(16, 0);
     let name = batch.input(&name);
     batch.must(libc::SYS_prctl, [libc::PR_SET_NAME.into(), name.into()]);
     if own.child_subreaper == Some(true) {
         batch.must(libc::SYS_prctl, [libc::PR_SET_CHILD_SUBREAPER.into(), 1u64.into()]);
     }
-    if let Some(slack) = own.timerslack_ns {
+    if let Some(slack) = own.timer_slack_ns {
         batch.must(libc::SYS_prctl, [libc::PR_SET_TIMERSLACK.into(), slack.into()]);
     }
     if own.thp_disabled == Some(true) {
         batch.must(libc::SYS_prctl, [PR_SET_THP_DISABLE.into(), 1u64.into()]);
     }
     let nice = own.nice.unwrap_or(0);
-    batch.must(libc::SYS_setpriority, [libc::PRIO_PROCESS.into(), 0u64.into(), nice.into()]);
+    batch.must(libc::SYS_setpriority, [u64::from(libc::PRIO_PROCESS).into(), 0u64.into(), nice.into()]);
     if let Some(ioprio) = own.ioprio.filter(|ioprio| *ioprio != 0) {
         batch.call(libc::SYS_ioprio_set, [1u64.into(), 0u64.into(), u64::from(ioprio).into()]);
     }
@@ -160,7 +160,10 @@ pub fn restore_credentials(
         set_capabilities(batch, creds, last_cap);
     }
     if own.no_new_privs == Some(true) {
-        batch.must(libc::SYS_prctl, [libc::PR_SET_NO_NEW_PRIVS.into(), 1u64.into(), 0u64.into(), 0u64.into(), 0u64.into()]);
+        batch.must(
+            libc::SYS_prctl,
+            [libc::PR_SET_NO_NEW_PRIVS.into(), 1u64.into(), 0u64.into(), 0u64.into(), 0u64.into()],
+        );
     }
     if let Some(dumpable) = own.dumpable.filter(|dumpable| *dumpable <= 1) {
         batch.must(libc::SYS_prctl, [libc::PR_SET_DUMPABLE.into(), u64::from(dumpable).into()]);
@@ -204,5 +207,6 @@ pub fn restore_oom_score(pid: Pid, own: &pb::PtyagentTask) -> Result<()> {
     if current.trim().parse() == Ok(wanted) {
         return Ok(());
     }
-    std::fs::write(&path, wanted.to_string()).during("setting the oom score (lowering it needs CAP_SYS_RESOURCE)", Subject::Pid(pid))
+    std::fs::write(&path, wanted.to_string())
+        .during("setting the oom score (lowering it needs CAP_SYS_RESOURCE)", Subject::Pid(pid))
 }

@@ -1,1 +1,6 @@
-//! (filled by a later commit)
+//! Tasks: identity, registers, signals, and the tree that they form.
+
+pub mod freeze;
+pub mod identity;
+pub mod regs;
+pub mod signals;

@@ -1,0 +1,135 @@
+//! Stopping every thread of a tree, so that nothing of it runs and nothing new appears.
+//!
+//! Threads are seized and interrupted, then the tree is read again; a thread or child that appeared meanwhile is taken too, until a reading
+//! finds nothing new. Processes are pinned by a pidfd each, taken before the seizure, so that a reused number is noticed: the pidfd of a
+//! process that ended says so.
+
+use std::collections::BTreeSet;
+use std::os::fd::{AsFd, OwnedFd};
+
+use crate::error::{Error, Result};
+use crate::ids::{Pid, Tid};
+use crate::procfs::{self, Stat};
+use crate::sys::process::{pidfd_open, pidfd_poll};
+use crate::sys::ptrace;
+use crate::trace::{Running, Stopped};
+
+/// Readings of the tree, at most; a tree that still changes then is multiplying.
+const MAX_PASSES: usize = 100;
+
+/// A process with all its threads stopped.
+#[derive(Debug)]
+pub struct FrozenProcess {
+    pub pid: Pid,
+    pub pidfd: OwnedFd,
+    /// The thread group leader.
+    pub leader: Stopped,
+    /// The other threads.
+    pub threads: Vec<Stopped>,
+}
+
+/// A whole tree, parents before their children.
+#[derive(Debug)]
+pub struct Frozen {
+    pub processes: Vec<FrozenProcess>,
+    /// Children that have ended and wait to be reaped.
+    pub zombies: Vec<Pid>,
+}
+
+/// Stops the tree rooted at `root`. On an error every thread is released and runs on.
+pub fn freeze(root: Pid) -> Result<Frozen> {
+    let mut frozen = Frozen { processes: Vec::new(), zombies: Vec::new() };
+    let mut known = BTreeSet::new();
+    for _ in 0..MAX_PASSES {
+        let mut new = Vec::new();
+        let mut zombies = Vec::new();
+        walk(root, &mut new, &mut zombies, &known)?;
+        if new.is_empty() {
+            frozen.zombies = zombies;
+            return Ok(frozen);
+        }
+        known.extend(new.iter().map(|(_, tid)| *tid));
+        frozen.take(new)?;
+    }
+    Err(Error::failed(format!(
+        "the tree of process {root} keeps growing while it is being stopped; try again when it is quiet"
+    )))
+}
+
+/// Lists the threads that are not yet known, parents first.
+fn walk(pid: Pid, new: &mut Vec<(Pid, Tid)>, zombies: &mut Vec<Pid>, known: &BTreeSet<Tid>) -> Result<()> {
+    let stat = Stat::read(pid)?;
+    if stat.state.is_dead() && stat.num_threads <= 1 {
+        zombies.push(pid);
+        return Ok(());
+    }
+    for tid in procfs::threads(pid)? {
+        if !known.contains(&tid) {
+            new.push((pid, tid));
+        }
+    }
+    for child in procfs::children(pid)? {
+        match walk(child, new, zombies, known) {
+            Err(Error::Gone(gone)) if gone == child => {}
+            result => result?,
+        }
+    }
+    Ok(())
+}
+
+impl Frozen {
+    /// Seizes and interrupts all, then waits for each: the stops come in parallel.
+    fn take(&mut self, new: Vec<(Pid, Tid)>) -> Result<()> {
+        let mut coming = Vec::new();
+        for (pid, tid) in new {
+            let pidfd = if Tid::from(pid) == tid { Some(pin(pid)?) } else { None };
+            match Running::seize(tid, ptrace::OPTIONS) {
+                Ok(running) => {
+                    running.interrupt()?;
+                    coming.push((pid, pidfd, running));
+                }
+                Err(Error::Gone(_)) => {}
+                // A thread that ended between the reading and the seizure is a zombie, which cannot be seized.
+                Err(_) if Stat::read_thread(pid, tid).is_ok_and(|stat| stat.state.is_dead()) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        for (pid, pidfd, running) in coming {
+            let stopped = match running.settle() {
+                Ok(stopped) => stopped,
+                Err(Error::Gone(_)) => continue,
+                Err(error) => return Err(error),
+            };
+            self.place(pid, pidfd, stopped)?;
+        }
+        Ok(())
+    }
+
+    fn place(&mut self, pid: Pid, pidfd: Option<OwnedFd>, stopped: Stopped) -> Result<()> {
+        if let Some(pidfd) = pidfd {
+            // A pidfd that is readable now belongs to a process that has ended: the number was given to another one in between.
+            if pidfd_poll(pidfd.as_fd(), 0).unwrap_or(true) {
+                return Err(Error::Gone(pid));
+            }
+            self.processes.push(FrozenProcess { pid, pidfd, leader: stopped, threads: Vec::new() });
+        } else if let Some(process) = self.processes.iter_mut().find(|process| process.pid == pid) {
+            process.threads.push(stopped);
+        }
+        Ok(())
+    }
+
+    /// Lets everything run on.
+    pub fn release(self) -> Result<()> {
+        for process in self.processes {
+            for thread in process.threads {
+                thread.release()?;
+            }
+            process.leader.release()?;
+        }
+        Ok(())
+    }
+}
+
+fn pin(pid: Pid) -> Result<OwnedFd> {
+    pidfd_open(pid).map_err(|errno| Error::of_pid("pinning", pid, errno))
+}
