@@ -6,4 +6,5 @@
 
 pub mod process;
 pub mod ptrace;
+pub mod terminal;
 pub mod tty;
