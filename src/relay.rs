@@ -1,1 +1,379 @@
-//! (filled by a later commit)
+//! The terminal relay: shows a restored session, whose new pty master this process holds, on the user's terminal.
+//!
+//! 1. Signals that the relay answers are blocked and read from a signalfd, so that there is no handler and no global state.
+//! 2. The outer terminal becomes raw: every key, ^C and ^Z included, goes to the inner terminal, whose line discipline acts on it.
+//! 3. One poll loop moves bytes both ways through two bounded buffers. A side that takes nothing stops the reading of the other side only.
+//! 4. SIGWINCH copies the window size. SIGCONT makes the outer terminal raw again. SIGTERM, SIGHUP, SIGINT, SIGQUIT, and the loss of the
+//!    outer terminal end the relay: the master closes, and the kernel hangs the session up.
+//! 5. When the session's root ends, what it had written is still shown, and the relay ends with its status.
+//! 6. On every way out the outer terminal gets its settings back.
+//!
+//! End of file on an input that is not a terminal stops the copying of keys and nothing else, as under ssh(1): a VEOF sent in its place, as by
+//! script(1), would end the restored shell of `ptyagent restore </dev/null`.
+//!
+//! The signals come to the relay only if no other thread of the process takes them: callers start no thread before [`run`] that
+//! leaves them unblocked.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use nix::poll::{self, PollFd, PollFlags, PollTimeout};
+use nix::sys::signal::{self, SigSet, SigmaskHow, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::unistd::{self, Pid as NixPid};
+
+use crate::error::{Context, Errno, Result, Subject};
+use crate::sys::terminal;
+
+mod buffer;
+mod outer;
+
+use buffer::{Buffer, Fill, Flush};
+pub use outer::Outer;
+use outer::RawMode;
+
+/// Bytes on their way in one direction.
+const BUFFER: usize = 64 << 10;
+
+/// Bytes that are still read from the master after the root ended. A pty holds less than 24 KiB in one direction, so this covers all that
+/// the root wrote, while a job that writes forever cannot keep the relay.
+const TAIL: usize = 64 << 10;
+
+/// How long until a master without any open slave is tried again: no event tells that a slave was opened.
+const REOPEN: Duration = Duration::from_millis(50);
+
+/// How the relay ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// The root of the session exited with this code.
+    Exited(u8),
+    /// A signal killed the root of the session.
+    Killed(i32),
+    /// The relay itself was told to end by this signal; the session was hung up.
+    Told(i32),
+    /// The outer terminal hung up or its reader went away; the session was hung up.
+    OuterGone,
+}
+
+impl Ending {
+    /// The exit status that a shell would show: the code, or 128 and the signal.
+    pub fn exit_status(self) -> u8 {
+        let signal = match self {
+            Ending::Exited(code) => return code,
+            Ending::Killed(signal) | Ending::Told(signal) => signal,
+            Ending::OuterGone => libc::SIGHUP,
+        };
+        u8::try_from(signal).map_or(u8::MAX, |signal| signal.saturating_add(128))
+    }
+}
+
+/// What happens to the size of the inner terminal when the relay starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FirstSize {
+    /// It becomes that of the outer terminal, and the session redraws.
+    FromOuter,
+    /// It stays until the outer terminal changes.
+    Keep,
+}
+
+/// Whether setting a window size changed it, and so made the kernel send SIGWINCH.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Resize {
+    Changed,
+    Same,
+}
+
+/// Relays between `outer` and the pty of `master` until the session's root ends or the relay has to.
+///
+/// `root` is a pidfd of a child of this process; it is reaped. `master` becomes non-blocking and is closed at the end.
+/// Errors: a system call on either terminal failed; the outer terminal has its settings back then too.
+pub fn run(master: OwnedFd, outer: Outer, root: OwnedFd, first: FirstSize) -> Result<Ending> {
+    outer::make_nonblocking(master.as_fd())?;
+    let signals = Signals::block()?;
+    let raw = RawMode::enter(outer.input.fd())?;
+    if first == FirstSize::FromOuter {
+        let resize = fit(master.as_fd(), &outer)?;
+        redraw(master.as_fd(), resize)?;
+    }
+    let relay =
+        Relay { master, outer, root, signals, raw, to_master: Buffer::new(BUFFER), to_outer: Buffer::new(BUFFER) };
+    relay.run()
+}
+
+/// Gives the inner terminal the size of the outer one. Where the outer side is no terminal, nothing changes.
+pub fn fit(master: BorrowedFd<'_>, outer: &Outer) -> Result<Resize> {
+    let Some(size) = outer.size() else { return Ok(Resize::Same) };
+    if terminal::tiocgwinsz(master).during("reading the window size", Subject::None)? == size {
+        return Ok(Resize::Same);
+    }
+    terminal::tiocswinsz(master, &size).during("setting the window size", Subject::None)?;
+    Ok(Resize::Changed)
+}
+
+/// Makes the foreground program draw its screen, which the new outer terminal does not show yet.
+///
+/// A changed size did that already; else the foreground process group gets the SIGWINCH that the kernel would have sent. A terminal without
+/// foreground group, or one whose members this user may not signal, is left as it is.
+pub fn redraw(master: BorrowedFd<'_>, resize: Resize) -> Result<()> {
+    if resize == Resize::Changed {
+        return Ok(());
+    }
+    let group = match unistd::tcgetpgrp(master) {
+        Ok(group) if group.as_raw() > 1 => group,
+        Ok(_) | Err(Errno::ENOTTY | Errno::EIO) => return Ok(()),
+        Err(errno) => return Err(errno).during("reading the foreground process group", Subject::None),
+    };
+    match signal::killpg(NixPid::from_raw(group.as_raw()), Signal::SIGWINCH) {
+        Ok(()) | Err(Errno::ESRCH | Errno::EPERM) => Ok(()),
+        Err(errno) => Err(errno).during("sending SIGWINCH", Subject::None),
+    }
+}
+
+/// The signals of the relay: blocked in this thread, read from a descriptor; the mask comes back on drop.
+struct Signals {
+    fd: SignalFd,
+    mask: SigSet,
+}
+
+impl Signals {
+    fn block() -> Result<Signals> {
+        let mut set = SigSet::empty();
+        set.extend([
+            Signal::SIGWINCH,
+            Signal::SIGCONT,
+            Signal::SIGTERM,
+            Signal::SIGHUP,
+            Signal::SIGINT,
+            Signal::SIGQUIT,
+        ]);
+        let fd = SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+            .during("opening a signalfd", Subject::None)?;
+        let mask = set.thread_swap_mask(SigmaskHow::SIG_BLOCK).during("blocking signals", Subject::None)?;
+        Ok(Signals { fd, mask })
+    }
+
+    /// The next signal that came, if any.
+    fn next(&self) -> Result<Option<Signal>> {
+        let info = self.fd.read_signal().during("reading a signalfd", Subject::None)?;
+        Ok(info.and_then(|info| i32::try_from(info.ssi_signo).ok()).and_then(|number| Signal::try_from(number).ok()))
+    }
+}
+
+impl Drop for Signals {
+    fn drop(&mut self) {
+        if let Err(errno) = self.mask.thread_set_mask() {
+            tracing::warn!("the signal mask was not put back: {}", errno.desc());
+        }
+    }
+}
+
+/// Whether keys are still read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Input {
+    Open,
+    Ended,
+}
+
+/// Whether anybody has the slave open; a session without may open /dev/tty again.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Slave {
+    Open,
+    Closed,
+}
+
+struct Relay {
+    master: OwnedFd,
+    outer: Outer,
+    root: OwnedFd,
+    signals: Signals,
+    raw: Option<RawMode>,
+    to_master: Buffer,
+    to_outer: Buffer,
+}
+
+/// What one poll told.
+struct Ready {
+    signals: PollFlags,
+    root: PollFlags,
+    input: PollFlags,
+    output: PollFlags,
+    master: PollFlags,
+}
+
+impl Relay {
+    fn run(mut self) -> Result<Ending> {
+        let ending = self.pump();
+        let left = self.raw.take().map_or(Ok(()), RawMode::leave);
+        let ending = ending?;
+        left?;
+        Ok(ending)
+    }
+
+    /// Moves bytes until there is a reason to end.
+    fn pump(&mut self) -> Result<Ending> {
+        let mut input = Input::Open;
+        let mut slave = Slave::Open;
+        loop {
+            let ready = self.wait(input, slave)?;
+            if ready.signals.contains(PollFlags::POLLIN)
+                && let Some(ending) = self.answer_signals()?
+            {
+                return Ok(ending);
+            }
+            if !ready.output.is_empty() && self.flush_outer()? == Flush::Ended {
+                return Ok(Ending::OuterGone);
+            }
+            if ready.input.intersects(PollFlags::POLLIN | PollFlags::POLLHUP | PollFlags::POLLERR) {
+                input = self.read_keys()?;
+                if input == Input::Ended && self.raw.is_some() {
+                    return Ok(Ending::OuterGone);
+                }
+            }
+            slave = self.exchange(ready.master, slave)?;
+            if !ready.root.is_empty() {
+                let ending = self.reap()?;
+                return Ok(self.finish()?.unwrap_or(ending));
+            }
+        }
+    }
+
+    /// Waits until something can be done. A master whose slave is closed reports POLLHUP all the time, so it is left out for [`REOPEN`].
+    fn wait(&self, input: Input, slave: Slave) -> Result<Ready> {
+        let wanted = |flag, condition: bool| if condition { flag } else { PollFlags::empty() };
+        let keys = wanted(PollFlags::POLLIN, input == Input::Open && self.to_master.has_room());
+        let screen = wanted(PollFlags::POLLOUT, !self.to_outer.is_empty());
+        let inner = wanted(PollFlags::POLLIN, self.to_outer.has_room())
+            | wanted(PollFlags::POLLOUT, !self.to_master.is_empty());
+        let mut fds = vec![
+            PollFd::new(self.signals.fd.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.root.as_fd(), PollFlags::POLLIN),
+        ];
+        let mut add = |fd, events: PollFlags| {
+            (!events.is_empty()).then(|| {
+                fds.push(PollFd::new(fd, events));
+                fds.len() - 1
+            })
+        };
+        let keys = add(self.outer.input.fd(), keys);
+        let screen = add(self.outer.output.fd(), screen);
+        let inner = if slave == Slave::Open { add(self.master.as_fd(), inner) } else { None };
+        let timeout = match slave {
+            Slave::Open => PollTimeout::NONE,
+            Slave::Closed => PollTimeout::try_from(REOPEN).unwrap_or(PollTimeout::ZERO),
+        };
+        poll_again(&mut fds, timeout)?;
+        let told = |index: Option<usize>| {
+            index.and_then(|index| fds.get(index)).and_then(PollFd::revents).unwrap_or(PollFlags::empty())
+        };
+        Ok(Ready {
+            signals: told(Some(0)),
+            root: told(Some(1)),
+            input: told(keys),
+            output: told(screen),
+            master: told(inner),
+        })
+    }
+
+    /// Acts on each signal that came; an ending where one of them ends the relay.
+    fn answer_signals(&mut self) -> Result<Option<Ending>> {
+        while let Some(signal) = self.signals.next()? {
+            match signal {
+                Signal::SIGWINCH => {
+                    fit(self.master.as_fd(), &self.outer)?;
+                }
+                Signal::SIGCONT => {
+                    self.raw.as_ref().map_or(Ok(()), RawMode::enter_again)?;
+                    fit(self.master.as_fd(), &self.outer)?;
+                }
+                other => return Ok(Some(Ending::Told(other as i32))),
+            }
+        }
+        Ok(None)
+    }
+
+    fn read_keys(&mut self) -> Result<Input> {
+        match self.to_master.fill(self.outer.input.fd(), BUFFER).during("reading keys", Subject::None)? {
+            Fill::Ended => Ok(Input::Ended),
+            Fill::Read(_) | Fill::NotReady => Ok(Input::Open),
+        }
+    }
+
+    fn flush_outer(&mut self) -> Result<Flush> {
+        self.to_outer.flush(self.outer.output.fd()).during("writing the screen", Subject::None)
+    }
+
+    /// Both directions of the master, as far as they go now. Keys for a closed slave wait in the buffer.
+    fn exchange(&mut self, ready: PollFlags, slave: Slave) -> Result<Slave> {
+        if slave == Slave::Open && ready.is_empty() {
+            return Ok(Slave::Open);
+        }
+        if self.to_outer.has_room() && self.read_master(BUFFER)? == Fill::Ended {
+            return Ok(Slave::Closed);
+        }
+        if !self.to_master.is_empty() {
+            self.to_master.flush(self.master.as_fd()).during("passing keys on", Subject::None)?;
+        }
+        Ok(Slave::Open)
+    }
+
+    fn read_master(&mut self, limit: usize) -> Result<Fill> {
+        self.to_outer.fill(self.master.as_fd(), limit).during("reading the session's output", Subject::None)
+    }
+
+    fn reap(&self) -> Result<Ending> {
+        let exit = terminal::wait_exit(self.root.as_fd()).during("waiting for the session's root", Subject::None)?;
+        Ok(match exit.code {
+            libc::CLD_EXITED => Ending::Exited(u8::try_from(exit.status & 0xff).unwrap_or(u8::MAX)),
+            _ => Ending::Killed(exit.status),
+        })
+    }
+
+    /// Shows what the session had written when its root ended. Another ending where the user does not want to wait for that.
+    fn finish(&mut self) -> Result<Option<Ending>> {
+        self.to_master.clear();
+        let mut tail = TAIL;
+        loop {
+            tail = self.read_tail(tail)?;
+            if self.to_outer.is_empty() {
+                return Ok(None);
+            }
+            let mut fds = [
+                PollFd::new(self.signals.fd.as_fd(), PollFlags::POLLIN),
+                PollFd::new(self.outer.output.fd(), PollFlags::POLLOUT),
+            ];
+            poll_again(&mut fds, PollTimeout::NONE)?;
+            let output = fds[1].revents().unwrap_or(PollFlags::empty());
+            if let Some(ending) = self.answer_signals()? {
+                return Ok(Some(ending));
+            }
+            if !output.is_empty() && self.flush_outer()? == Flush::Ended {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Reads what is there, at most `tail` bytes, and yields how many may still come: none once the master has no more.
+    /// The poll comes first: it makes the kernel move bytes that the slave wrote but that are not in the read queue yet.
+    fn read_tail(&mut self, mut tail: usize) -> Result<usize> {
+        while tail > 0 && self.to_outer.has_room() {
+            let mut fds = [PollFd::new(self.master.as_fd(), PollFlags::POLLIN)];
+            poll_again(&mut fds, PollTimeout::ZERO)?;
+            if !fds[0].revents().unwrap_or(PollFlags::empty()).contains(PollFlags::POLLIN) {
+                return Ok(0);
+            }
+            match self.read_master(tail)? {
+                Fill::Read(count) => tail -= count,
+                Fill::NotReady | Fill::Ended => return Ok(0),
+            }
+        }
+        Ok(tail)
+    }
+}
+
+/// poll(2), where an interruption counts as nothing ready.
+fn poll_again(fds: &mut [PollFd<'_>], timeout: PollTimeout) -> Result<()> {
+    match poll::poll(fds, timeout) {
+        Ok(_) | Err(Errno::EINTR) => Ok(()),
+        Err(errno) => Err(errno).during("waiting for terminals", Subject::None),
+    }
+}

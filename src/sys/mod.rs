@@ -7,4 +7,5 @@
 pub mod process;
 pub mod ptrace;
 pub mod region;
+pub mod terminal;
 pub mod tty;

@@ -63,12 +63,12 @@ fn walk(pid: Pid, new: &mut Vec<(Pid, Tid)>, zombies: &mut Vec<Pid>, known: &BTr
         zombies.push(pid);
         return Ok(());
     }
-    for tid in procfs::threads(pid)? {
+    for tid in procfs::tree::threads(pid)? {
         if !known.contains(&tid) {
             new.push((pid, tid));
         }
     }
-    for child in procfs::children(pid)? {
+    for child in procfs::tree::children(pid)? {
         match walk(child, new, zombies, known) {
             Err(Error::Gone(gone)) if gone == child => {}
             result => result?,
