@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Context, Error, Result, Subject};
 use crate::ids::{Pid, RemoteAddr};
-use crate::image::digest::{BLOCK, PageDigest, block_digest};
+use crate::image::digest::{self, Digest};
 use crate::sys::process::{RemoteRange, process_vm_readv};
 
 pub const PAGE: u64 = 4096;
@@ -16,6 +16,8 @@ const PRESENT: u64 = 1 << 63;
 const SWAPPED: u64 = 1 << 62;
 const FILE_OR_SHARED: u64 = 1 << 61;
 const GUARD: u64 = 1 << 58;
+/// Bytes that are read, hashed and written at a time.
+const BLOCK: u64 = digest::BLOCK as u64;
 /// process_vm_readv takes this many ranges at most.
 const MAX_RANGES: usize = 1024;
 /// From here on two threads copy.
@@ -83,9 +85,9 @@ pub fn total(ranges: &[PageRange]) -> u64 {
 ///
 /// The work goes in blocks of 1 MiB, each read into a buffer that stays in the cache and is hashed and written from there; with much
 /// memory two threads take blocks in turn.
-pub fn copy(pid: Pid, ranges: &[PageRange], file: &File) -> Result<PageDigest> {
+pub fn copy(pid: Pid, ranges: &[PageRange], file: &File) -> Result<Digest> {
     let job = Job { pid, ranges, offsets: offsets(ranges), size: total(ranges), file, next: AtomicU64::new(0) };
-    let digests = if job.size < PARALLEL_FROM {
+    let mut digests = if job.size < PARALLEL_FROM {
         job.work()?
     } else {
         std::thread::scope(|scope| {
@@ -96,7 +98,9 @@ pub fn copy(pid: Pid, ranges: &[PageRange], file: &File) -> Result<PageDigest> {
             Ok::<_, Error>(digests)
         })?
     };
-    Ok(PageDigest::of_blocks(job.size, digests))
+    digests.sort_unstable();
+    let values: Vec<u64> = digests.into_iter().map(|(_, value)| value).collect();
+    Ok(Digest::from_blocks(job.size, &values))
 }
 
 struct Job<'a> {
@@ -134,7 +138,7 @@ impl Job<'_> {
             let len = usize::try_from(BLOCK.min(self.size - at)).unwrap_or(0);
             let bytes = &mut buffer[..len];
             self.read(at, bytes)?;
-            digests.push((block, block_digest(bytes)));
+            digests.push((block, digest::block(bytes)));
             write(self.file, bytes, at)?;
         }
     }

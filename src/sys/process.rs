@@ -1,6 +1,7 @@
 //! Calls about whole processes: handles (pidfd), comparing what two of them share, their memory, creation, waiting.
 
 pub mod attributes;
+pub mod files;
 pub mod probe;
 pub mod stub;
 

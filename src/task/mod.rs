@@ -2,5 +2,6 @@
 
 pub mod freeze;
 pub mod identity;
+pub mod record;
 pub mod regs;
 pub mod signals;

@@ -1,5 +1,9 @@
 //! Calls that read one scheduling or limit attribute of another task from outside.
 
+use std::ffi::{CStr, CString};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
 use libc::{c_int, c_long, c_uint};
 
 use super::answer;
@@ -95,6 +99,16 @@ pub fn prlimit(pid: Pid, resource: u32) -> Result<Rlimit, Errno> {
     Ok(Rlimit { soft: limit.rlim_cur, hard: limit.rlim_max })
 }
 
+/// An extended attribute of the file that a path leads to, at most 256 bytes. getxattr(2).
+pub fn getxattr(path: &Path, name: &CStr) -> Result<Vec<u8>, Errno> {
+    let path = CString::new(path.as_os_str().as_bytes()).map_err(|_| Errno::EINVAL)?;
+    let mut value = vec![0u8; 256];
+    // SAFETY: path and name are terminated strings; the kernel writes at most `value.len()` bytes to `value`.
+    let len = unsafe { libc::getxattr(path.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast(), value.len()) };
+    value.truncate(Errno::result(len)? as usize);
+    Ok(value)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -108,7 +122,7 @@ mod tests {
         assert!(sched_getaffinity(tid).unwrap().iter().any(|byte| *byte != 0));
         assert_eq!(sched_getattr(tid).unwrap().nice, getpriority(tid).unwrap());
         assert!(ioprio_get(tid).unwrap() >> 13 <= 3);
-        let limit = prlimit(pid, libc::RLIMIT_NOFILE as u32).unwrap();
+        let limit = prlimit(pid, libc::RLIMIT_NOFILE).unwrap();
         assert!(limit.soft > 0 && limit.soft <= limit.hard);
         assert_eq!(getpriority(Tid(i32::MAX)), Err(Errno::ESRCH));
     }
