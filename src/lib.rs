@@ -13,6 +13,7 @@ pub mod ids;
 #[path = "../parasite/src/wire.rs"]
 pub mod wire;
 
+pub mod capture;
 pub mod check;
 pub mod demo;
 pub mod dump;

@@ -56,7 +56,7 @@ impl Infected {
 }
 
 /// /proc/PID/mem, through which text that is not writable can be written by a tracer.
-fn open_mem(pid: Pid) -> Result<File> {
+pub fn open_mem(pid: Pid) -> Result<File> {
     File::options()
         .read(true)
         .write(true)

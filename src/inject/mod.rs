@@ -12,6 +12,7 @@ pub mod batch;
 mod blob;
 mod enter;
 pub mod restart;
+pub mod rseq;
 mod stub;
 
 use std::fs::File;
@@ -31,7 +32,7 @@ use crate::wire::{self, Header};
 use batch::{Answers, Ask, Batch};
 use stub::{Room, Slot, WayBack};
 
-pub use enter::Entry;
+pub use enter::{Entry, open_mem};
 
 /// All signals blocked; SIGKILL and SIGSTOP cannot be.
 const ALL_SIGNALS: u64 = u64::MAX;

@@ -15,5 +15,6 @@ pub fn write_out(fd: BorrowedFd) -> Result<(), Errno> {
 pub fn exchange(one: &CStr, other: &CStr) -> Result<(), Errno> {
     let (here, one, other) = (libc::AT_FDCWD, one.as_ptr(), other.as_ptr());
     // SAFETY: both strings are the caller's and end with NUL; the kernel only reads them.
-    Errno::result(unsafe { libc::syscall(libc::SYS_renameat2, here, one, here, other, libc::RENAME_EXCHANGE) }).map(drop)
+    Errno::result(unsafe { libc::syscall(libc::SYS_renameat2, here, one, here, other, libc::RENAME_EXCHANGE) })
+        .map(drop)
 }

@@ -1,4 +1,5 @@
 //! Terminals: which device a descriptor is, and the three levels (terminal, open file description, descriptor).
 
 pub mod queue;
+pub mod record;
 pub mod state;

@@ -1,0 +1,233 @@
+//! Reading a live tree into images: freeze, infect, collect. What a dump and an inspection have in common.
+//!
+//! The pages and the queues are left to the dump: they are read last.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::{AsFd, OwnedFd};
+
+use crate::error::{Error, Result};
+use crate::files::dump as file_records;
+use crate::files::dump::{FileIds, Table};
+use crate::files::kind::{Descriptor, FileKind};
+use crate::files::ofd::{self, OfdTable};
+use crate::ids::{Pid, Tid};
+use crate::image::{Images, pb};
+use crate::inject::batch::Batch;
+use crate::inject::{Entry, Infected, Placement, rseq};
+use crate::mem::{self, layout};
+use crate::procfs::{Mapping, Stat, fdinfo};
+use crate::task::freeze::{Frozen, FrozenProcess};
+use crate::task::record::{self, Outside};
+use crate::task::{identity, signals};
+use crate::trace::{StopReason, Stopped};
+use crate::tty::record::{self as tty_records, Terminals};
+use crate::wire;
+
+/// A process that is stopped, known, and has the parasite in it.
+#[derive(Debug)]
+pub struct Captured {
+    pub pid: Pid,
+    pub pidfd: OwnedFd,
+    pub tracee: Infected,
+    threads: Vec<Stopped>,
+    /// As they were before the parasite came.
+    pub mappings: Vec<Mapping>,
+}
+
+/// A captured tree: its processes, parents first, and what is known of it.
+#[derive(Debug)]
+pub struct Tree {
+    pub processes: Vec<Captured>,
+    pub images: Images,
+}
+
+/// A process in the middle of the capture.
+struct Known {
+    pid: Pid,
+    pidfd: OwnedFd,
+    leader: Stopped,
+    threads: Vec<Stopped>,
+    outside: Outside,
+    descriptors: Vec<Descriptor>,
+    comm: String,
+}
+
+/// Captures a frozen tree. On an error every process is cured or released, and runs on.
+pub fn capture(frozen: Frozen, root: Pid) -> Result<Tree> {
+    let zombies = frozen.zombies.clone();
+    let known = frozen.processes.into_iter().map(look).collect::<Result<Vec<Known>>>()?;
+    let tables: Vec<Table<'_>> = known.iter().map(Known::table).collect();
+    let ofds = ofd::group(known.iter().flat_map(|known| known.descriptors.iter().map(|one| (known.pid, one))))?;
+    let stats: Vec<&Stat> = known.iter().map(|known| &known.outside.stat).collect();
+    let terminals = Terminals::find(&tables, &ofds, &stats)?;
+    refuse_outside(&tables)?;
+    let mut images = Images::default();
+    let mut ids = FileIds::after(&ofds);
+    record_files(&mut images, &tables, &ofds, &terminals)?;
+    drop(tables);
+    let processes = infect_and_ask(known, &mut images, &mut ids, &terminals)?;
+    for pid in zombies {
+        record::record_zombie(&mut images, &Stat::read(pid)?);
+    }
+    sort_parents_first(&mut images, root);
+    Ok(Tree { processes, images })
+}
+
+impl Known {
+    fn table(&self) -> Table<'_> {
+        Table { pid: self.pid, comm: &self.comm, pidfd: self.pidfd.as_fd(), descriptors: &self.descriptors }
+    }
+}
+
+/// Reads from outside what there is to know of one process.
+fn look(process: FrozenProcess) -> Result<Known> {
+    let FrozenProcess { pid, pidfd, leader, threads } = process;
+    let stop_signal = match leader.reason() {
+        StopReason::GroupStop(signal) => Some(signal),
+        _ => None,
+    };
+    let outside = Outside::read(pid, stop_signal)?;
+    let mut descriptors = Vec::new();
+    for fd in fdinfo::list(pid)? {
+        descriptors.extend(Descriptor::read(pid, fd)?);
+    }
+    let comm = outside.stat.comm_text();
+    Ok(Known { pid, pidfd, leader, threads, outside, descriptors, comm })
+}
+
+fn refuse_outside(tables: &[Table<'_>]) -> Result<()> {
+    let wanted: BTreeSet<u64> = tables
+        .iter()
+        .flat_map(|table| table.descriptors)
+        .filter_map(|descriptor| match descriptor.kind {
+            FileKind::Pipe { inode } => Some(inode),
+            _ => None,
+        })
+        .collect();
+    let inside: Vec<Pid> = tables.iter().map(|table| table.pid).collect();
+    file_records::refuse_outside_pipes(tables, &file_records::outside_pipes(&inside, &wanted))
+}
+
+fn record_files(images: &mut Images, tables: &[Table<'_>], ofds: &OfdTable, terminals: &Terminals) -> Result<()> {
+    let tty_ids: BTreeMap<_, _> =
+        terminals.of_ofd.iter().map(|(ofd, (index, peer))| (*ofd, tty_records::info_id(*index, *peer))).collect();
+    file_records::record(images, tables, ofds, &tty_ids)
+}
+
+/// Brings the parasite into every process, asks all of them at the same time, and records the answers.
+fn infect_and_ask(
+    known: Vec<Known>,
+    images: &mut Images,
+    ids: &mut FileIds,
+    terminals: &Terminals,
+) -> Result<Vec<Captured>> {
+    struct Asked {
+        outside: Outside,
+        batch: Batch,
+        signals: signals::Asked,
+        identity: identity::Asked,
+        ttys: Vec<tty_records::Asked>,
+    }
+    let mut infected = Vec::new();
+    for known in known {
+        let Known { pid, pidfd, leader, threads, outside, .. } = known;
+        let tracee = infect(pid, &pidfd, leader, &outside)?;
+        let mut batch = Batch::new();
+        let asked = Asked {
+            signals: signals::ask(&mut batch),
+            identity: identity::ask(&mut batch),
+            ttys: terminals.ask(pid, &mut batch),
+            outside,
+            batch,
+        };
+        let mappings = asked.outside.mappings.clone();
+        infected.push((Captured { pid, pidfd, tracee, threads, mappings }, asked));
+    }
+    for (captured, asked) in &mut infected {
+        captured.tracee.post(&asked.batch)?;
+    }
+    let mut records = tty_records::Records::new();
+    let mut processes = Vec::new();
+    for (mut captured, asked) in infected {
+        let answers = captured.tracee.answer(asked.batch)?;
+        let signals = asked.signals.answers(&answers)?;
+        let identity = asked.identity.answers(&answers)?;
+        for tty in &asked.ttys {
+            tty.answers(&answers, &mut records)?;
+        }
+        record::record(images, ids, &asked.outside, captured.tracee.original(), signals, &identity)?;
+        processes.push(captured);
+    }
+    tty_records::record(images, ids, terminals, records);
+    Ok(processes)
+}
+
+fn infect(pid: Pid, pidfd: &OwnedFd, leader: Stopped, outside: &Outside) -> Result<Infected> {
+    if let Some(config) = &outside.rseq {
+        rseq::abort_section(&leader, &crate::inject::open_mem(pid)?, pid, config)?;
+    }
+    let vdso = mem::vdso(&outside.mappings).ok_or_else(|| {
+        Error::failed(format!("process {pid} has no vDSO mapping, where the entry code would go; it cannot be entered"))
+    })?;
+    let base = layout::hole(layout::ranges(&outside.mappings), wire::REGION_SIZE)
+        .ok_or_else(|| Error::failed(format!("process {pid} has no room for the parasite in its address space")))?;
+    let pending = outside.pending(leader.sigmask()?);
+    Infected::infect(leader, &Entry { pid, pidfd, vdso, base, placement: Placement::Free, pending })
+}
+
+/// Orders the tree so that each process comes behind its parent, siblings by their number.
+fn sort_parents_first(images: &mut Images, root: Pid) {
+    let mut rest = std::mem::take(&mut images.pstree);
+    rest.sort_by_key(|entry| entry.pid);
+    let mut next = vec![root.0 as u32];
+    while let Some(pid) = next.pop() {
+        if let Some(at) = rest.iter().position(|entry| entry.pid == pid) {
+            images.pstree.push(rest.remove(at));
+        }
+        next.extend(rest.iter().rev().filter(|entry| entry.ppid == pid).map(|entry| entry.pid));
+    }
+    let own = images.own.get_or_insert_default();
+    own.root_pid = Some(root.0 as u32);
+    own.tasks.sort_by_key(|task| task.pid);
+    own.threads.sort_by_key(|thread| thread.tid);
+    if let Some(entry) = images.pstree.first_mut() {
+        // The root's parent is not part of the image.
+        entry.ppid = 0;
+    }
+}
+
+impl Captured {
+    /// Gives the process back everything and lets it run on; its threads follow.
+    pub fn release(self) -> Result<()> {
+        let stopped = self.tracee.cure()?;
+        for thread in self.threads {
+            thread.release()?;
+        }
+        stopped.release()
+    }
+
+    /// The process was killed: nothing is put back.
+    pub fn forget_killed(self) {
+        self.tracee.forget_killed();
+        self.threads.into_iter().for_each(Stopped::forget_killed);
+    }
+
+    pub fn tid(&self) -> Tid {
+        Tid::from(self.pid)
+    }
+}
+
+impl Tree {
+    /// Lets the whole tree run on.
+    pub fn release(self) -> Result<()> {
+        for process in self.processes {
+            process.release()?;
+        }
+        Ok(())
+    }
+}
+
+/// The record of a process in the images.
+pub fn own_task(images: &mut Images, pid: Pid) -> Option<&mut pb::PtyagentTask> {
+    images.own.as_mut()?.tasks.iter_mut().find(|task| task.pid == Some(pid.0 as u32))
+}
