@@ -4,6 +4,7 @@
 
 #![allow(unsafe_code)]
 
+pub mod file;
 pub mod process;
 pub mod ptrace;
 pub mod tty;

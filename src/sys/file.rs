@@ -1,0 +1,20 @@
+//! Files: what the standard library has no call for.
+
+use std::ffi::CStr;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use nix::errno::Errno;
+
+/// Starts writing a file's dirty pages and does not wait for them: `sync_file_range` with `SYNC_FILE_RANGE_WRITE`.
+pub fn write_out(fd: BorrowedFd) -> Result<(), Errno> {
+    // SAFETY: the call takes numbers only.
+    Errno::result(unsafe { libc::sync_file_range(fd.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) }).map(drop)
+}
+
+/// Swaps two paths in one step: `renameat2` with `RENAME_EXCHANGE`, Linux 3.15. EINVAL where the filesystem cannot.
+pub fn exchange(one: &CStr, other: &CStr) -> Result<(), Errno> {
+    let (here, one, other) = (libc::AT_FDCWD, one.as_ptr(), other.as_ptr());
+    // SAFETY: both strings are the caller's and end with NUL; the kernel only reads them.
+    Errno::result(unsafe { libc::syscall(libc::SYS_renameat2, here, one, here, other, libc::RENAME_EXCHANGE) })
+        .map(drop)
+}
