@@ -18,6 +18,11 @@ pub mod read;
 pub mod text;
 pub mod write;
 
+#[cfg(test)]
+pub mod sample;
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 
 pub use digest::{Digest, DigestStream};
