@@ -1,1 +1,4 @@
 //! (filled by a later commit)
+
+pub mod kind;
+pub mod ofd;

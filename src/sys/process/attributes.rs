@@ -1,5 +1,9 @@
 //! Calls that read one scheduling or limit attribute of another task from outside.
 
+use std::ffi::{CStr, CString};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
 use libc::{c_int, c_long, c_uint};
 
 use super::answer;
@@ -93,6 +97,16 @@ pub fn prlimit(pid: Pid, resource: u32) -> Result<Rlimit, Errno> {
     let value: c_long = unsafe { libc::syscall(libc::SYS_prlimit64, pid.0, resource, new, &mut limit) };
     answer(value)?;
     Ok(Rlimit { soft: limit.rlim_cur, hard: limit.rlim_max })
+}
+
+/// An extended attribute of the file that a path leads to, at most 256 bytes. getxattr(2).
+pub fn getxattr(path: &Path, name: &CStr) -> Result<Vec<u8>, Errno> {
+    let path = CString::new(path.as_os_str().as_bytes()).map_err(|_| Errno::EINVAL)?;
+    let mut value = vec![0u8; 256];
+    // SAFETY: path and name are terminated strings; the kernel writes at most `value.len()` bytes to `value`.
+    let len = unsafe { libc::getxattr(path.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast(), value.len()) };
+    value.truncate(Errno::result(len)? as usize);
+    Ok(value)
 }
 
 #[cfg(test)]
