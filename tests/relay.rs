@@ -11,10 +11,11 @@ use std::thread;
 use std::time::Duration;
 
 use nix::fcntl::{OFlag, open};
-use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::pty::{PtyMaster, grantpt, posix_openpt, ptsname_r, unlockpt};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::stat::Mode;
-use nix::unistd::Pid as NixPid;
+use nix::unistd::{self, Pid as NixPid};
 use ptyagent::ids::Pid;
 use ptyagent::relay::{self, FirstSize, Outer};
 use ptyagent::sys::terminal::{self, Termios2, Winsize};
@@ -44,9 +45,32 @@ fn relay_program() {
     if let Ok(path) = std::env::var("RELAY_READY") {
         until("ready session", PATIENCE, || fs::exists(&path).unwrap().then_some(()), String::new);
     }
+    if let (Ok(keys), Ok(text)) = (std::env::var("RELAY_KEYS"), std::env::var("RELAY_UNTIL")) {
+        use_up(&master, &keys, &text);
+    }
     let root = terminal::pidfd_of(root).unwrap();
     let ending = relay::run(OwnedFd::from(master), Outer::standard().unwrap(), root, FirstSize::FromOuter).unwrap();
     std::process::exit(ending.exit_status().into());
+}
+
+/// Types keys once the session shows anything, and takes all that it shows until `text`: a former terminal saw that.
+fn use_up(master: &PtyMaster, keys: &str, text: &str) {
+    let mut shown = Vec::new();
+    let mut typed = false;
+    while position(&shown, text.as_bytes()).is_none() || wait_readable(master) {
+        let mut chunk = [0; 256];
+        let count = unistd::read(master, &mut chunk).unwrap();
+        shown.extend_from_slice(&chunk[..count]);
+        if !typed {
+            unistd::write(master, keys.as_bytes()).unwrap();
+            typed = true;
+        }
+    }
+}
+
+/// Whether something more comes within a moment: a program that draws its screen in pieces has drawn it then.
+fn wait_readable(master: &PtyMaster) -> bool {
+    poll(&mut [PollFd::new(master.as_fd(), PollFlags::POLLIN)], PollTimeout::from(200_u8)).unwrap() > 0
 }
 
 /// The relay as a program. The signals that it answers are blocked in all of its threads, as callers have to see to.
@@ -179,9 +203,16 @@ fn a_stuck_screen_does_not_hold_up_keys() {
 #[test]
 fn what_was_written_before_the_end_is_shown() {
     with_timeout(LIMIT, || {
-        let mut user = User::new("stty raw; printf 'GO!'; seq 1 3000; printf 'END'; exit 8");
+        // More than the outer terminal holds: at the end of the session the rest is in the relay.
+        let mut user = User::idle();
+        let written = user.file("written");
+        let command = format!("stty raw; printf 'GO!'; seq 1 9000; printf 'END'; >{}; exit 8", written.display());
+        user.pty.set_reading(Reading::Paused);
+        user.start(&command, &[]);
+        until("output", PATIENCE, || fs::exists(&written).unwrap().then_some(()), String::new);
+        user.pty.set_reading(Reading::On);
         user.pty.wait_for_output("END", PATIENCE, |bytes| bytes.ends_with(b"END").then_some(()));
-        let expected = (1..=3000).map(|number| format!("{number}\n")).collect::<String>();
+        let expected = (1..=9000).map(|number| format!("{number}\n")).collect::<String>();
         let output = user.pty.output();
         let start = position(&output, b"GO!").unwrap() + 3;
         assert!(output[start..output.len() - 3] == *expected.as_bytes());
@@ -230,6 +261,28 @@ fn an_unchanged_size_still_redraws() {
         user.start(&command, &[("RELAY_READY", ready.to_str().unwrap())]);
         user.pty.wait_for_text("REDRAWN");
         assert_eq!(user.end(), Some(0));
+    });
+}
+
+#[test]
+fn programs_draw_their_screens_again() {
+    with_timeout(LIMIT, || {
+        support::require("less");
+        support::require("vim");
+        let dir = TempDir::new();
+        let text = dir.join("text");
+        fs::write(&text, (1..=100).map(|number| format!("line {number}\n")).collect::<String>()).unwrap();
+        let file = text.display();
+        let cases = [
+            ("exec bash --norc --noprofile -i".to_owned(), "echo half typed", "echo half typed"),
+            (format!("exec less {file}"), " ", "line 46"),
+            (format!("exec vim -u NONE -i NONE -n {file}"), "20Goadded\x1b", "added"),
+        ];
+        for (command, keys, shown) in cases {
+            let mut user = User::idle();
+            user.start(&command, &[("RELAY_KEYS", keys), ("RELAY_UNTIL", shown)]);
+            user.pty.wait_for_text(shown);
+        }
     });
 }
 
