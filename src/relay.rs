@@ -14,23 +14,24 @@
 //! The signals come to the relay only if no other thread of the process takes them: callers start no thread before [`run`] that
 //! leaves them unblocked.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use nix::poll::{self, PollFd, PollFlags, PollTimeout};
-use nix::sys::signal::{self, SigSet, SigmaskHow, Signal};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::unistd::{self, Pid as NixPid};
 
 use crate::error::{Context, Errno, Result, Subject};
 use crate::sys::terminal;
 
 mod buffer;
 mod outer;
+mod size;
 
 use buffer::{Buffer, Fill, Flush};
 pub use outer::Outer;
 use outer::RawMode;
+pub use size::{Resize, fit, redraw};
 
 /// Bytes on their way in one direction.
 const BUFFER: usize = 64 << 10;
@@ -76,57 +77,21 @@ pub enum FirstSize {
     Keep,
 }
 
-/// Whether setting a window size changed it, and so made the kernel send SIGWINCH.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Resize {
-    Changed,
-    Same,
-}
-
 /// Relays between `outer` and the pty of `master` until the session's root ends or the relay has to.
 ///
-/// `root` is a pidfd of a child of this process; it is reaped. `master` becomes non-blocking and is closed at the end.
+/// `root` is a pidfd of a child of this process; it runs already, and is reaped. `master` becomes non-blocking and is closed at the end.
 /// Errors: a system call on either terminal failed; the outer terminal has its settings back then too.
 pub fn run(master: OwnedFd, outer: Outer, root: OwnedFd, first: FirstSize) -> Result<Ending> {
     outer::make_nonblocking(master.as_fd())?;
     let signals = Signals::block()?;
     let raw = RawMode::enter(outer.input.fd())?;
-    if first == FirstSize::FromOuter {
+    if first == FirstSize::FromOuter && outer.size().is_some() {
         let resize = fit(master.as_fd(), &outer)?;
         redraw(master.as_fd(), resize)?;
     }
     let relay =
         Relay { master, outer, root, signals, raw, to_master: Buffer::new(BUFFER), to_outer: Buffer::new(BUFFER) };
     relay.run()
-}
-
-/// Gives the inner terminal the size of the outer one. Where the outer side is no terminal, nothing changes.
-pub fn fit(master: BorrowedFd<'_>, outer: &Outer) -> Result<Resize> {
-    let Some(size) = outer.size() else { return Ok(Resize::Same) };
-    if terminal::tiocgwinsz(master).during("reading the window size", Subject::None)? == size {
-        return Ok(Resize::Same);
-    }
-    terminal::tiocswinsz(master, &size).during("setting the window size", Subject::None)?;
-    Ok(Resize::Changed)
-}
-
-/// Makes the foreground program draw its screen, which the new outer terminal does not show yet.
-///
-/// A changed size did that already; else the foreground process group gets the SIGWINCH that the kernel would have sent. A terminal without
-/// foreground group, or one whose members this user may not signal, is left as it is.
-pub fn redraw(master: BorrowedFd<'_>, resize: Resize) -> Result<()> {
-    if resize == Resize::Changed {
-        return Ok(());
-    }
-    let group = match unistd::tcgetpgrp(master) {
-        Ok(group) if group.as_raw() > 1 => group,
-        Ok(_) | Err(Errno::ENOTTY | Errno::EIO) => return Ok(()),
-        Err(errno) => return Err(errno).during("reading the foreground process group", Subject::None),
-    };
-    match signal::killpg(NixPid::from_raw(group.as_raw()), Signal::SIGWINCH) {
-        Ok(()) | Err(Errno::ESRCH | Errno::EPERM) => Ok(()),
-        Err(errno) => Err(errno).during("sending SIGWINCH", Subject::None),
-    }
 }
 
 /// The signals of the relay: blocked in this thread, read from a descriptor; the mask comes back on drop.

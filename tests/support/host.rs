@@ -1,0 +1,119 @@
+//! What tests need from the machine: directories, packages, locks, deadlines, the built binary.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{Flock, FlockArg};
+use nix::poll::{PollTimeout, poll};
+
+/// A directory of this test, mode 0700, removed at the end; its path has no symbolic link in it.
+pub struct TempDir(tempfile::TempDir);
+
+impl TempDir {
+    pub fn new() -> TempDir {
+        TempDir(
+            tempfile::Builder::new().prefix("ptyagent-").tempdir_in(Path::new(env!("CARGO_TARGET_TMPDIR"))).unwrap(),
+        )
+    }
+
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    pub fn join(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+}
+
+/// A lock that all test processes of this build share.
+pub struct Serial(Flock<File>);
+
+/// Waits until no other test of this build holds it: for tests whose PIDs must stay free while their tree is dead.
+pub fn serial() -> Serial {
+    Serial(lock("serial.lock"))
+}
+
+pub(super) fn lock(name: &str) -> Flock<File> {
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let file = File::options().create(true).append(true).open(path).unwrap();
+    Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| errno).unwrap()
+}
+
+/// Runs the test's body; panics if it takes longer.
+pub fn with_timeout<T: Send + 'static>(limit: Duration, body: impl FnOnce() -> T + Send + 'static) -> T {
+    let (done, finished) = mpsc::channel();
+    let runner = thread::Builder::new()
+        .name(thread::current().name().unwrap_or("test").to_owned())
+        .spawn(move || {
+            let value = body();
+            // The receiver is gone after a timeout, which has been reported then.
+            let _ = done.send(value);
+        })
+        .unwrap();
+    match finished.recv_timeout(limit) {
+        Ok(value) => value,
+        Err(RecvTimeoutError::Timeout) => panic!("the test takes longer than {limit:?}"),
+        Err(RecvTimeoutError::Disconnected) => match runner.join() {
+            Ok(()) => panic!("the test's thread ended without a value"),
+            Err(payload) => std::panic::resume_unwind(payload),
+        },
+    }
+}
+
+/// Asks again and again until there is an answer; panics with `what` and `state` at the deadline. For conditions without an event.
+pub fn until<T>(what: &str, limit: Duration, mut ask: impl FnMut() -> Option<T>, state: impl Fn() -> String) -> T {
+    let deadline = Instant::now() + limit;
+    loop {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        assert!(Instant::now() < deadline, "no {what} within {limit:?}; at the end:\n{}", state());
+        poll(&mut [], PollTimeout::from(5_u8)).unwrap();
+    }
+}
+
+/// Runs the built binary to its end.
+pub fn ptyagent(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_ptyagent")).args(args).stdin(Stdio::null()).output().unwrap()
+}
+
+/// Makes sure that the program `name` exists, from the Debian package of the same name.
+pub fn require(name: &str) {
+    require_from(name, name);
+}
+
+/// Makes sure that `program` exists. Root installs `package` where it does not; others are told its name.
+pub fn require_from(program: &str, package: &str) {
+    let exists = || {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        std::env::split_paths(&path).chain([PathBuf::from("/usr/sbin")]).any(|dir| dir.join(program).exists())
+    };
+    if exists() {
+        return;
+    }
+    let _lock = lock("apt.lock");
+    if exists() {
+        return;
+    }
+    assert!(nix::unistd::geteuid().is_root(), "this test needs {program}: install the Debian package {package}");
+    let apt = |args: &[&str]| {
+        let mut apt = Command::new("apt-get");
+        apt.args(["-y", "-q", "-o", "DPkg::Lock::Timeout=300"]).args(args).env("DEBIAN_FRONTEND", "noninteractive");
+        apt.stdin(Stdio::null()).output().unwrap()
+    };
+    let install = ["install", "--no-install-recommends", package];
+    if apt(&install).status.success() && exists() {
+        return;
+    }
+    apt(&["update"]);
+    let last = apt(&install);
+    assert!(exists(), "apt-get cannot install {package}: {}", String::from_utf8_lossy(&last.stderr));
+}
+
+pub(super) fn read(path: &Path) -> Vec<u8> {
+    fs::read(path).unwrap_or_default()
+}

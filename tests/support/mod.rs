@@ -1,0 +1,22 @@
+//! The harness of the integration tests: real programs on real terminals, waited for by events and deadlines.
+
+#![allow(dead_code, unused_imports)]
+
+mod holder;
+mod host;
+mod pty;
+mod reaper;
+mod snapshot;
+mod victim;
+
+pub use holder::Holder;
+pub use host::{Serial, TempDir, ptyagent, require, require_from, serial, until, with_timeout};
+pub use pty::{Pty, Reading, Size};
+pub use reaper::{Subreaper, kill_session, subreaper};
+pub use snapshot::{TaskSnapshot, ps_line, snapshot};
+pub use victim::{Counters, Victim, compile};
+
+use std::time::Duration;
+
+/// How long a test waits for something that normally takes milliseconds.
+pub const PATIENCE: Duration = Duration::from_secs(20);

@@ -1,0 +1,94 @@
+//! What /proc shows of a task, to compare before and after.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::process::Command;
+
+/// One process as /proc shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TaskSnapshot {
+    pub maps: String,
+    pub stat: Stat,
+    /// By descriptor number: where it leads, and its fdinfo.
+    pub fds: BTreeMap<i32, (String, String)>,
+    /// By thread: SigQ and the signal sets of its status file, and its seccomp and tracer lines.
+    pub threads: BTreeMap<i32, Vec<String>>,
+}
+
+/// Fields of /proc/PID/stat.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stat {
+    pub comm: String,
+    pub state: char,
+    pub ppid: i32,
+    pub pgrp: i32,
+    pub session: i32,
+    pub tty_nr: i32,
+    pub tpgid: i32,
+}
+
+/// What /proc/PID/stat says; none where there is no such process.
+pub fn stat(pid: i32) -> Option<Stat> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (head, tail) = text.rsplit_once(") ")?;
+    let (_, comm) = head.split_once(" (")?;
+    let mut fields = tail.split_whitespace();
+    let state = fields.next()?.chars().next()?;
+    let mut number = || fields.next()?.parse().ok();
+    Some(Stat {
+        comm: comm.to_owned(),
+        state,
+        ppid: number()?,
+        pgrp: number()?,
+        session: number()?,
+        tty_nr: number()?,
+        tpgid: number()?,
+    })
+}
+
+/// A snapshot of a living process; panics where it is gone. The process is not stopped, so a busy one may change meanwhile.
+pub fn snapshot(pid: i32) -> TaskSnapshot {
+    let read = |name: &str| fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap();
+    let numbers = |name: &str| {
+        let entries = fs::read_dir(format!("/proc/{pid}/{name}")).unwrap().flatten();
+        entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok()).collect::<Vec<_>>()
+    };
+    let fds = numbers("fd").into_iter().filter_map(|fd| {
+        let link = fs::read_link(format!("/proc/{pid}/fd/{fd}")).ok()?;
+        let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}")).ok()?;
+        Some((fd, (link.to_string_lossy().into_owned(), info)))
+    });
+    let threads = numbers("task").into_iter().map(|tid| {
+        let status = read(&format!("task/{tid}/status"));
+        let wanted = |line: &&str| {
+            ["Sig", "Shd", "Seccomp", "TracerPid", "NoNewPrivs"].iter().any(|name| line.starts_with(name))
+        };
+        (tid, status.lines().filter(wanted).map(str::to_owned).collect())
+    });
+    TaskSnapshot { maps: read("maps"), stat: stat(pid).unwrap(), fds: fds.collect(), threads: threads.collect() }
+}
+
+impl TaskSnapshot {
+    /// The lines that one of the two has and the other has not, each with its sign; empty where they are equal.
+    pub fn difference(&self, after: &TaskSnapshot) -> String {
+        let (before, after) = (self.lines(), after.lines());
+        let gone = before.iter().filter(|line| !after.contains(line)).map(|line| format!("-{line}\n"));
+        let new = after.iter().filter(|line| !before.contains(line)).map(|line| format!("+{line}\n"));
+        gone.chain(new).collect()
+    }
+
+    fn lines(&self) -> Vec<String> {
+        let fds = self.fds.iter().map(|(fd, (link, info))| format!("fd {fd} {link} {}", info.replace('\n', " ")));
+        let threads = self.threads.iter().map(|(tid, lines)| format!("thread {tid} {}", lines.join(" ")));
+        let maps = self.maps.lines().map(str::to_owned);
+        maps.chain(fds).chain(threads).chain([format!("{:?}", self.stat)]).collect()
+    }
+}
+
+/// One line of ps(1) for each process: its place in sessions, groups and terminals.
+pub fn ps_line(pids: &[i32]) -> String {
+    super::require_from("ps", "procps");
+    let list = pids.iter().map(i32::to_string).collect::<Vec<_>>().join(",");
+    let ps = Command::new("ps").args(["-o", "pid=,ppid=,pgid=,sid=,tpgid=,tty=,stat=,comm=", "-p", &list]).output();
+    String::from_utf8(ps.unwrap().stdout).unwrap()
+}
