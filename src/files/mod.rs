@@ -1,4 +1,5 @@
-//! (filled by a later commit)
+//! Descriptor tables and open file descriptions: recognising, recording, opening again.
 
+pub mod dump;
 pub mod kind;
 pub mod ofd;
