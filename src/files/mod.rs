@@ -3,3 +3,4 @@
 pub mod dump;
 pub mod kind;
 pub mod ofd;
+pub mod restore;

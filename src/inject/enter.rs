@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use libc::user_regs_struct;
 
 use super::restart::{self, Pending};
-use super::stub::{Cleanup, Room, Slot, WayBack};
+use super::stub::{Cleanup, REGION_NAME, Room, Slot, WayBack};
 use super::{ALL_SIGNALS, Infected, Placement, ThreadState, Tracee, blob, idle_header};
 use crate::error::{Context, Error, Result, Subject};
 use crate::ids::{Pid, RemoteFd};
@@ -101,8 +101,7 @@ impl Bootstrap<'_> {
     fn run(&mut self, stopped: Stopped) -> std::result::Result<(Stopped, OwnedFd, SharedMapping), Lost> {
         // The memfd's name has to lie in the victim's memory: behind the code of the exit slot, which is not yet in use.
         let name = self.room.slot(Slot::Exit);
-        if let Err(error) = self.mem.write_all_at(b"ptyagent\0", name.0).during("writing", Subject::Pid(self.entry.pid))
-        {
+        if let Err(error) = self.mem.write_all_at(REGION_NAME, name.0).during("writing", Subject::Pid(self.entry.pid)) {
             return Err((error, Some(stopped)));
         }
         let size = wire::REGION_SIZE;

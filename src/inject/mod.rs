@@ -300,6 +300,18 @@ impl Infected {
         Ok(stopped)
     }
 
+    /// Posts a batch at whose end the task no longer exists, and waits for that.
+    pub fn run_to_end(&mut self, batch: &Batch) -> Result<()> {
+        self.post(batch)?;
+        let mut running = self.take_serving()?;
+        loop {
+            match running.wait()? {
+                Wait::Gone(_) => return Ok(()),
+                Wait::Stopped(stopped) => running = stopped.cont()?,
+            }
+        }
+    }
+
     /// The tracee was killed on purpose: nothing is put back.
     pub fn forget_killed(mut self) {
         if let Ok(stopped) = self.take_stopped() {

@@ -81,6 +81,20 @@ pub fn without_kernel_restart(regs: &user_regs_struct) -> user_regs_struct {
     regs
 }
 
+/// What a recorded thread continues with in a new task, which has no restart block of its own.
+///
+/// A call that the kernel would have gone on with by its restart block (nanosleep, poll, futex with a timeout) is made again from its
+/// start, with its whole timeout: the time that was left is known to the old kernel only. All other restarts are left to the kernel.
+pub fn in_a_new_task(regs: &user_regs_struct) -> user_regs_struct {
+    let mut regs = *regs;
+    if regs.orig_rax as i64 >= 0 && regs.rax as i64 == ERESTART_RESTARTBLOCK {
+        regs.rax = regs.orig_rax;
+        regs.rip = regs.rip.wrapping_sub(SYSCALL_LEN);
+        regs.orig_rax = u64::MAX;
+    }
+    regs
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -62,8 +62,8 @@ impl Room {
         let start = used.next_multiple_of(16);
         let needed = usize::try_from(SLOT * SLOTS).unwrap_or(usize::MAX);
         match image.get(start..start.saturating_add(needed)) {
-            Some(tail) if tail.iter().all(|byte| *byte == 0) => {
-                Ok(Room { start: vdso.start + start as u64, original: tail.to_vec() })
+            Some(tail) if tail.chunks(SLOT as usize).all(is_free) => {
+                Ok(Room { start: vdso.start + start as u64, original: vec![0; needed] })
             }
             _ => Err(Error::failed(format!(
                 "process {pid}: its vDSO has no {needed} unused bytes at its end, where the entry code would go; \
@@ -119,6 +119,14 @@ fn content_end(image: &[u8]) -> Option<usize> {
         .map(|header| header.sh_offset.saturating_add(header.sh_size));
     let end = segments.chain(contents).chain([sections]).max()?;
     usize::try_from(end).ok().filter(|end| *end <= image.len())
+}
+
+/// The memfd's name, which lies in the exit slot during the way in.
+pub const REGION_NAME: &[u8; 9] = b"ptyagent\0";
+
+/// Whether a slot is unused: zero, as the kernel made it, or left behind by a controller that died, or inherited from a stub by fork.
+fn is_free(slot: &[u8]) -> bool {
+    slot.iter().all(|byte| *byte == 0) || slot.starts_with(&SYSCALL) || slot.starts_with(REGION_NAME)
 }
 
 const SYSCALL: [u8; 2] = [0x0f, 0x05];

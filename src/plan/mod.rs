@@ -1,1 +1,304 @@
-//! (filled by a later commit)
+//! The plan of a restore: a totally ordered list of plain steps, made from images alone.
+//!
+//! Making it is the validation: images that contradict themselves have no plan, and nothing is created for them. It sees no live process,
+//! so `--dry-run` prints it anywhere.
+
+pub mod descriptors;
+pub mod sessions;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::path::Path;
+
+use serde::Serialize;
+
+use crate::error::{Error, Result};
+use crate::image::{Images, pb};
+use crate::task::record::{DEAD, STOPPED};
+
+pub use descriptors::Slots;
+
+/// How a task gets its parent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Birth {
+    /// Made by the restore itself: the root.
+    Root,
+    /// A child of the task that makes it.
+    Child { maker: u32 },
+    /// Made by a helper that leads its session, with the helper's parent as its own.
+    Sibling { maker: u32 },
+}
+
+/// One step. Numbers are process ids, file ids (`slot` tells where they are open) and terminal ids of the images.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Step {
+    OpenTerminal {
+        index: u32,
+    },
+    OpenPipe {
+        pipe: u32,
+    },
+    OpenFile {
+        id: u32,
+    },
+    Create {
+        pid: u32,
+        birth: Birth,
+    },
+    /// A task that only stands for a number: it never runs.
+    CreateHelper {
+        pid: u32,
+        maker: u32,
+    },
+    StartSession {
+        pid: u32,
+    },
+    TakeTerminal {
+        leader: u32,
+        tty: u32,
+    },
+    /// Opened in the task, so that it is the task's controlling terminal.
+    OpenDevTty {
+        pid: u32,
+        id: u32,
+    },
+    JoinGroup {
+        pid: u32,
+        pgid: u32,
+    },
+    EndHelper {
+        pid: u32,
+        maker: u32,
+    },
+    SetForeground {
+        leader: u32,
+        tty: u32,
+        pgid: u32,
+    },
+    Build {
+        pid: u32,
+    },
+    Die {
+        pid: u32,
+        status: u32,
+    },
+    FillQueues {
+        index: u32,
+    },
+    ArmTerminal {
+        index: u32,
+    },
+    Release {
+        pid: u32,
+    },
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Step::OpenTerminal { index } => write!(f, "open pseudoterminal {index}"),
+            Step::OpenPipe { pipe } => write!(f, "open pipe {pipe}"),
+            Step::OpenFile { id } => write!(f, "open file {id}"),
+            Step::Create { pid, birth: Birth::Root } => write!(f, "create process {pid}"),
+            Step::Create { pid, birth: Birth::Child { maker } } => write!(f, "create process {pid} in {maker}"),
+            Step::Create { pid, birth: Birth::Sibling { maker } } => write!(f, "create process {pid} beside {maker}"),
+            Step::CreateHelper { pid, maker } => write!(f, "create helper {pid} in {maker}"),
+            Step::StartSession { pid } => write!(f, "start session {pid}"),
+            Step::TakeTerminal { leader, tty } => write!(f, "give session {leader} its controlling terminal {tty}"),
+            Step::OpenDevTty { pid, id } => write!(f, "open /dev/tty as file {id} in process {pid}"),
+            Step::JoinGroup { pid, pgid } => write!(f, "put process {pid} into group {pgid}"),
+            Step::EndHelper { pid, .. } => write!(f, "end helper {pid}"),
+            Step::SetForeground { tty, pgid, .. } => {
+                write!(f, "make group {pgid} the foreground group of terminal {tty}")
+            }
+            Step::Build { pid } => write!(f, "build process {pid}: memory, descriptors, identity, signals"),
+            Step::Die { pid, status } => write!(f, "end process {pid} with status {status:#x}"),
+            Step::FillQueues { index } => write!(f, "put back what is unread in pseudoterminal {index}"),
+            Step::ArmTerminal { index } => write!(f, "lock pseudoterminal {index} as it was"),
+            Step::Release { pid } => write!(f, "let process {pid} go on"),
+        }
+    }
+}
+
+/// Everything that a restore will do.
+#[derive(Debug, Serialize)]
+pub struct Plan {
+    pub root: u32,
+    pub steps: Vec<Step>,
+    /// Under which number every stub has each file open.
+    pub slots: Slots,
+    /// The terminal whose master was outside the tree: the restore stands in for it.
+    pub outside: Option<u32>,
+}
+
+/// What is wrong with the images, as an error.
+pub(crate) fn inconsistent(dir: &Path, reason: impl Into<String>) -> Error {
+    Error::image(dir, format!("{}; it is damaged or from an unknown program: dump again", reason.into()))
+}
+
+/// Makes the plan. `dir` is for messages.
+pub fn plan(images: &Images, dir: &Path) -> Result<Plan> {
+    let tasks = Tasks::new(images, dir)?;
+    let slots = descriptors::slots(images, dir)?;
+    let outside = outside(images, dir)?;
+    let mut steps = Vec::new();
+    for index in indexes(images) {
+        steps.push(Step::OpenTerminal { index });
+    }
+    descriptors::open_steps(images, &mut steps);
+    sessions::creation(images, &tasks, dir, &mut steps)?;
+    sessions::groups(&tasks, dir, &mut steps)?;
+    for ctty in images.own.iter().flat_map(|own| &own.cttys) {
+        let (Some(leader), Some(tty)) = (ctty.sid, ctty.tty_info_id) else { continue };
+        if let Some(pgid) = ctty.foreground_pgrp.filter(|pgid| *pgid != 0) {
+            steps.push(Step::SetForeground { leader, tty, pgid });
+        }
+    }
+    for task in tasks.in_order() {
+        if task.state == DEAD {
+            steps.push(Step::Die { pid: task.pid, status: task.exit_status });
+        }
+    }
+    for task in tasks.in_order().filter(|task| task.state != DEAD) {
+        validate_task(images, task.pid, dir)?;
+        steps.push(Step::Build { pid: task.pid });
+    }
+    for index in indexes(images) {
+        steps.push(Step::FillQueues { index });
+        steps.push(Step::ArmTerminal { index });
+    }
+    // Children first, so that a parent is still in our hands when a stopped child tells it so.
+    for task in tasks.in_order().rev().filter(|task| task.state != DEAD) {
+        steps.push(Step::Release { pid: task.pid });
+    }
+    Ok(Plan { root: tasks.root, steps, slots, outside })
+}
+
+/// The indexes of all pseudoterminals, ascending.
+fn indexes(images: &Images) -> BTreeSet<u32> {
+    images.tty_info.iter().filter_map(|tty| tty.pty.as_ref()).map(|pty| pty.index).collect()
+}
+
+/// The one terminal whose master was outside the tree.
+fn outside(images: &Images, dir: &Path) -> Result<Option<u32>> {
+    let mut found = None;
+    for tty in images.own.iter().flat_map(|own| &own.ttys).filter(|tty| tty.external == Some(true)) {
+        let id = tty.tty_info_id.unwrap_or(0);
+        if found.replace(id / 2).is_some() {
+            return Err(Error::image(
+                dir,
+                "it has two terminals whose other side was outside; only one can be continued here",
+            ));
+        }
+    }
+    Ok(found)
+}
+
+/// Checks that a living task has all its parts and that they refer to what is there.
+fn validate_task(images: &Images, pid: u32, dir: &Path) -> Result<()> {
+    let missing = |what: &str| inconsistent(dir, format!("process {pid} has no {what}"));
+    let core = images.cores.get(&pid).ok_or_else(|| missing("registers"))?;
+    core.thread_info.as_ref().ok_or_else(|| missing("registers"))?;
+    core.thread_core.as_ref().ok_or_else(|| missing("thread state"))?;
+    let mm = images.mm.get(&pid).ok_or_else(|| missing("memory map"))?;
+    images.fs.get(&pid).ok_or_else(|| missing("directories"))?;
+    images.pagemaps.get(&pid).ok_or_else(|| missing("page map"))?;
+    images.reg(mm.exe_file_id).ok_or_else(|| missing("executable"))?;
+    let mut end = 0;
+    for vma in &mm.vmas {
+        if vma.start < end || vma.start >= vma.end || vma.start % 4096 != 0 || vma.end % 4096 != 0 {
+            return Err(inconsistent(dir, format!("process {pid} has a mapping at {:#x} that cannot be", vma.start)));
+        }
+        end = vma.end;
+        let by_file = crate::mem::status::FILE_PRIVATE | crate::mem::status::FILE_SHARED;
+        if vma.status & by_file != 0 && images.reg(vma.shmid as u32).is_none() {
+            return Err(missing("file for a mapping"));
+        }
+    }
+    Ok(())
+}
+
+/// One task, as the order of creation needs it.
+#[derive(Debug, Clone)]
+pub struct Task {
+    pub pid: u32,
+    pub parent: Option<u32>,
+    pub pgid: u32,
+    pub sid: u32,
+    pub state: u32,
+    pub exit_status: u32,
+    /// The terminal that is its controlling terminal.
+    pub ctty: Option<u32>,
+}
+
+/// The tree, checked: one root, no loops, every parent there.
+#[derive(Debug)]
+pub struct Tasks {
+    pub root: u32,
+    order: Vec<u32>,
+    tasks: BTreeMap<u32, Task>,
+}
+
+impl Tasks {
+    fn new(images: &Images, dir: &Path) -> Result<Tasks> {
+        let root = images.pstree.first().ok_or_else(|| inconsistent(dir, "it has no process"))?.pid;
+        let mut tasks = BTreeMap::new();
+        let mut order = Vec::new();
+        for entry in &images.pstree {
+            if entry.threads.len() > 1 {
+                return Err(Error::image(
+                    dir,
+                    format!("process {} has several threads, which cannot be restored yet", entry.pid),
+                ));
+            }
+            let parent = (entry.pid != root).then_some(entry.ppid);
+            if parent.is_some_and(|parent| !tasks.contains_key(&parent)) {
+                return Err(inconsistent(dir, format!("the parent of process {} is missing", entry.pid)));
+            }
+            if entry.pid == 0 || entry.pid > i32::MAX as u32 {
+                return Err(inconsistent(dir, format!("{} is no process id", entry.pid)));
+            }
+            let task = Task::of(images, entry, parent)
+                .ok_or_else(|| inconsistent(dir, format!("process {} has no state", entry.pid)))?;
+            if tasks.insert(entry.pid, task).is_some() {
+                return Err(inconsistent(dir, format!("process {} is there twice", entry.pid)));
+            }
+            order.push(entry.pid);
+        }
+        Ok(Tasks { root, order, tasks })
+    }
+
+    /// Parents before their children.
+    pub fn in_order(&self) -> impl DoubleEndedIterator<Item = &Task> {
+        self.order.iter().filter_map(|pid| self.tasks.get(pid))
+    }
+
+    pub fn get(&self, pid: u32) -> Option<&Task> {
+        self.tasks.get(&pid)
+    }
+
+    pub fn children(&self, pid: u32) -> impl Iterator<Item = &Task> {
+        self.in_order().filter(move |task| task.parent == Some(pid))
+    }
+}
+
+impl Task {
+    fn of(images: &Images, entry: &pb::PstreeEntry, parent: Option<u32>) -> Option<Task> {
+        let core = images.cores.get(&entry.pid)?.tc.as_ref()?;
+        Some(Task {
+            pid: entry.pid,
+            parent,
+            pgid: entry.pgid,
+            sid: entry.sid,
+            state: core.task_state,
+            exit_status: core.exit_code,
+            ctty: images.own_task(entry.pid).and_then(|own| own.ctty_tty_id),
+        })
+    }
+
+    pub fn is_stopped(&self) -> bool {
+        self.state == STOPPED
+    }
+}

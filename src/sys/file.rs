@@ -1,7 +1,7 @@
 //! Files: what the standard library has no call for.
 
 use std::ffi::CStr;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use nix::errno::Errno;
 
@@ -17,4 +17,13 @@ pub fn exchange(one: &CStr, other: &CStr) -> Result<(), Errno> {
     // SAFETY: both strings are the caller's and end with NUL; the kernel only reads them.
     Errno::result(unsafe { libc::syscall(libc::SYS_renameat2, here, one, here, other, libc::RENAME_EXCHANGE) })
         .map(drop)
+}
+
+/// F_DUPFD_CLOEXEC: a copy of a descriptor under exactly this number. EBUSY where the number is taken, EINVAL over RLIMIT_NOFILE.
+pub fn duplicate_to(fd: BorrowedFd, number: i32) -> Result<OwnedFd, Errno> {
+    // SAFETY: takes numbers only.
+    let got = Errno::result(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, number) })?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    let copy = unsafe { OwnedFd::from_raw_fd(got) };
+    if got == number { Ok(copy) } else { Err(Errno::EBUSY) }
 }

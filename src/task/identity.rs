@@ -107,13 +107,18 @@ impl Asked {
 }
 
 /// Adds the calls that set limits, personality, the name and the other plain attributes.
-pub fn restore_attributes(batch: &mut Batch, core: &pb::CoreEntry, own: &pb::PtyagentTask) {
+///
+/// `current` are the limits (soft, hard) that the task has already: what is as it should be is not set, because raising a hard limit
+/// needs CAP_SYS_RESOURCE.
+pub fn restore_attributes(batch: &mut Batch, core: &pb::CoreEntry, own: &pb::PtyagentTask, current: &[(u64, u64)]) {
     let task = core.tc.as_ref();
     let limits = task.and_then(|task| task.rlimits.as_ref());
     for (which, limit) in (0u64..).zip(limits.into_iter().flat_map(|limits| &limits.rlimits)) {
+        if current.get(which as usize) == Some(&(limit.cur, limit.max)) {
+            continue;
+        }
         let new = batch.input(&[limit.cur.to_ne_bytes(), limit.max.to_ne_bytes()].concat());
-        // Raising a hard limit needs CAP_SYS_RESOURCE; a limit that is as it should be is not touched by a failure.
-        batch.call(libc::SYS_prlimit64, [0u64.into(), which.into(), new.into(), 0u64.into()]);
+        batch.must(libc::SYS_prlimit64, [0u64.into(), which.into(), new.into(), 0u64.into()]);
     }
     if let Some(task) = task {
         batch.must(libc::SYS_personality, [u64::from(task.personality).into()]);

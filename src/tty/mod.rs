@@ -2,4 +2,5 @@
 
 pub mod queue;
 pub mod record;
+pub mod restore;
 pub mod state;

@@ -1,0 +1,63 @@
+//! Where each file is open while tasks are being built.
+//!
+//! The restore opens every file once, above all numbers that a recorded table uses; every stub inherits them all, puts copies
+//! where its table wants them and closes the rest.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use serde::Serialize;
+
+use crate::error::Result;
+use crate::image::{Images, pb};
+
+use super::{Step, inconsistent};
+
+/// Lowest number for the restore's own use.
+const LOWEST: i32 = 512;
+
+/// The number of each file, and of each task's file of pages.
+#[derive(Debug, Default, Serialize)]
+pub struct Slots {
+    /// The first number above all recorded ones.
+    pub base: i32,
+    pub files: BTreeMap<u32, i32>,
+    pub pages: BTreeMap<u32, i32>,
+}
+
+/// Gives every file its number.
+pub(super) fn slots(images: &Images, dir: &Path) -> Result<Slots> {
+    let ids: BTreeSet<u32> = images.files.iter().map(|file| file.id).collect();
+    let mut base = LOWEST;
+    for entry in images.fdinfo.values().flatten() {
+        let number =
+            i32::try_from(entry.fd).map_err(|_| inconsistent(dir, format!("{} is no descriptor", entry.fd)))?;
+        base = base.max(number.saturating_add(1));
+        if !ids.contains(&entry.id) {
+            return Err(inconsistent(dir, format!("descriptor {number} refers to no file")));
+        }
+    }
+    let mut next = base;
+    let mut take = || {
+        next += 1;
+        next - 1
+    };
+    let files = ids.into_iter().map(|id| (id, take())).collect();
+    let pages = images.pagemaps.keys().map(|pid| (*pid, take())).collect();
+    Ok(Slots { base, files, pages })
+}
+
+/// Adds the steps that open everything that is not a terminal opened by its own session.
+pub(super) fn open_steps(images: &Images, steps: &mut Vec<Step>) {
+    let pipes: BTreeSet<u32> =
+        images.files.iter().filter_map(|file| file.pipe.as_ref()).map(|pipe| pipe.pipe_id).collect();
+    steps.extend(pipes.into_iter().map(|pipe| Step::OpenPipe { pipe }));
+    for file in images.files.iter().filter(|file| !is_dev_tty(images, file)) {
+        steps.push(Step::OpenFile { id: file.id });
+    }
+}
+
+/// Whether a description was opened as /dev/tty, so that only a member of the session can open it.
+pub fn is_dev_tty(images: &Images, file: &pb::FileEntry) -> bool {
+    images.own_ofd(file.id).is_some_and(|own| own.via_dev_tty == Some(true))
+}

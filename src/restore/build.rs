@@ -1,0 +1,308 @@
+//! Building one task from inside: memory, identity, signals, descriptors; and the state that it is let go with.
+
+use std::ops::Range;
+
+use crate::error::{Context, Error, Result, Subject};
+use crate::image::{Images, pb};
+use crate::inject::batch::{Ask, Batch};
+use crate::inject::{ThreadState, restart};
+use crate::mem::restore::{self as memory, Backing, Reads};
+use crate::mem::{self, layout};
+use crate::plan::Plan;
+use crate::procfs::{self, Mapping};
+use crate::task::identity::{self, Credentials};
+use crate::task::{regs, signals};
+use crate::wire;
+
+use super::stubs::Stub;
+
+/// Calls of one batch, at most: they have to fit the region.
+const CALLS: usize = 2000;
+
+/// What the restore has by itself, which stubs inherit.
+#[derive(Debug)]
+pub struct Inherited {
+    pub limits: [(u64, u64); 16],
+    pub last_cap: u32,
+    pub credentials: pb::CredsEntry,
+}
+
+/// Builds a task up to the point where only its registers are missing.
+pub fn build(stub: &mut Stub, images: &Images, plan: &Plan, inherited: &Inherited) -> Result<()> {
+    let pid = stub.pid.0 as u32;
+    let missing = || Error::Gone(stub.pid);
+    let core = images.cores.get(&pid).ok_or_else(missing)?;
+    let mm = images.mm.get(&pid).ok_or_else(missing)?;
+    clear(stub, images, pid)?;
+    map(stub, images, plan, mm)?;
+    read(stub, images, plan, pid)?;
+    finish_memory(stub, plan, mm)?;
+    attributes(stub, images, plan, core, inherited)?;
+    descriptors(stub, images, plan, pid)?;
+    identity_last(stub, images, core, inherited)?;
+    let own = images.own_task(pid).cloned().unwrap_or_default();
+    identity::restore_oom_score(stub.pid, &own)
+}
+
+fn run(stub: &mut Stub, batch: Batch, operation: &'static str) -> Result<()> {
+    let subject = Subject::Pid(stub.pid);
+    stub.tracee.ask(batch)?.all_done(operation, subject)
+}
+
+/// Runs a list of additions to batches in as many batches as they need.
+fn run_all<T>(
+    stub: &mut Stub,
+    items: impl IntoIterator<Item = T>,
+    operation: &'static str,
+    mut add: impl FnMut(&mut Batch, T),
+) -> Result<()> {
+    let mut batch = Batch::new();
+    for item in items {
+        add(&mut batch, item);
+        if batch.len() >= CALLS {
+            run(stub, std::mem::take(&mut batch), operation)?;
+        }
+    }
+    if batch.is_empty() { Ok(()) } else { run(stub, batch, operation) }
+}
+
+/// Unmaps everything but the parasite and the vDSO, and puts the vDSO where it was.
+fn clear(stub: &mut Stub, images: &Images, pid: u32) -> Result<()> {
+    let mappings = procfs::maps::read(stub.pid)?;
+    let group: Vec<Range<u64>> = mappings.iter().filter(|mapping| is_vdso(mapping)).map(range).collect();
+    let (Some(first), Some(last)) = (group.first().cloned(), group.last().cloned()) else {
+        return Err(Error::failed("this kernel gives processes no vDSO, which a restore needs; boot without vdso=0"));
+    };
+    let own = images.own_task(pid);
+    let recorded_vvar = own.and_then(|own| own.vvar_start).or(own.and_then(|own| own.vdso_start));
+    let target = recorded_vvar.unwrap_or(first.start);
+    let len = last.end - first.start;
+    let recorded_len = own.map(|own| own.vdso_len.unwrap_or(0) + own.vvar_len.unwrap_or(0)).unwrap_or(len);
+    if recorded_len != len {
+        return Err(Error::failed(format!(
+            "process {pid} was dumped on a kernel with another vDSO ({recorded_len} bytes there, {len} here); restore it on the kernel that it was dumped on"
+        )));
+    }
+    let region = stub.tracee.region();
+    let mut keep = vec![region.clone(), first.start..last.end];
+    keep.extend(shared(&mappings));
+    keep.sort_by_key(|range| range.start);
+    let recorded = images.mm.get(&pid).into_iter().flat_map(|mm| &mm.vmas).map(|vma| vma.start..vma.end);
+    let overlap = target < last.end && first.start < target + len && target != first.start;
+    let via = if overlap { layout::hole(keep.iter().cloned().chain(recorded), len) } else { None };
+    let mut batch = Batch::new();
+    memory::unmap_all_but(&mut batch, &keep);
+    memory::move_vdso(&mut batch, &group, target, via);
+    run(stub, batch, "clearing the memory")?;
+    stub.tracee.vdso_moved(target.wrapping_sub(first.start) as i64)
+}
+
+fn is_vdso(mapping: &Mapping) -> bool {
+    mapping.is("[vdso]") || mapping.is("[vvar]") || mapping.is("[vvar_vclock]")
+}
+
+fn range(mapping: &Mapping) -> Range<u64> {
+    mapping.start.0..mapping.end.0
+}
+
+/// Shared memory that the restore made for its stubs to inherit.
+fn shared(mappings: &[Mapping]) -> impl Iterator<Item = Range<u64>> {
+    mappings.iter().filter(|mapping| mem::is_shared_anonymous(mapping)).map(range)
+}
+
+fn map(stub: &mut Stub, _images: &Images, plan: &Plan, mm: &pb::MmEntry) -> Result<()> {
+    let by_file = mem::status::FILE_PRIVATE | mem::status::FILE_SHARED;
+    let vmas = mm.vmas.iter().filter(|vma| memory::is_made(vma));
+    run_all(stub, vmas, "mapping memory", |batch, vma| {
+        let fd = if vma.status & by_file != 0 { plan.slots.files.get(&(vma.shmid as u32)) } else { None };
+        memory::map(batch, vma, &Backing { fd: fd.copied().unwrap_or(-1), inherited: None });
+    })
+}
+
+/// Reads the task's own pages straight from the image.
+fn read(stub: &mut Stub, images: &Images, plan: &Plan, pid: u32) -> Result<()> {
+    let pagemap = images.pagemaps.get(&pid).ok_or(Error::Gone(stub.pid))?;
+    let fd = plan.slots.pages.get(&pid).copied().ok_or(Error::Gone(stub.pid))?;
+    let skip: Vec<Range<u64>> = images
+        .mm
+        .get(&pid)
+        .into_iter()
+        .flat_map(|mm| &mm.vmas)
+        .filter(|vma| !memory::is_made(vma))
+        .map(|vma| vma.start..vma.end)
+        .collect();
+    let mut offset = 0;
+    let mut runs = Vec::new();
+    for entry in &pagemap.entries {
+        if !skip.iter().any(|range| range.contains(&entry.vaddr)) {
+            runs.push((entry.vaddr, entry.pages(), offset));
+        }
+        offset += entry.pages() * mem::pages::PAGE;
+    }
+    for runs in runs.chunks(CALLS) {
+        let mut batch = Batch::new();
+        let reads: Vec<Reads> = runs
+            .iter()
+            .map(|(start, pages, offset)| memory::read_pages(&mut batch, fd, *start, *pages, *offset))
+            .collect();
+        let answers = stub.tracee.ask(batch)?;
+        for (call, expected) in reads.iter().flat_map(|reads| &reads.expected) {
+            let got = answers.result(*call).during("reading the pages", Subject::Pid(stub.pid))?;
+            if got as u64 != *expected {
+                return Err(Error::failed(format!(
+                    "the pages of process {pid} ended {} bytes early; the image is incomplete",
+                    *expected as i64 - got
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn finish_memory(stub: &mut Stub, plan: &Plan, mm: &pb::MmEntry) -> Result<()> {
+    let vmas = mm.vmas.iter().filter(|vma| memory::is_made(vma));
+    run_all(stub, vmas, "protecting memory", memory::finish)?;
+    let exe = plan.slots.files.get(&mm.exe_file_id).copied();
+    let mut batch = Batch::new();
+    memory::set_mm(&mut batch, mm, exe);
+    match run(stub, batch, "setting the memory layout") {
+        Err(Error::Sys { errno: nix::errno::Errno::EPERM, .. }) => {
+            // Without CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE /proc/PID/exe stays ours; everything else may be set.
+            let mut batch = Batch::new();
+            memory::set_mm(&mut batch, mm, None);
+            run(stub, batch, "setting the memory layout")
+        }
+        result => result,
+    }
+}
+
+fn attributes(
+    stub: &mut Stub,
+    images: &Images,
+    plan: &Plan,
+    core: &pb::CoreEntry,
+    inherited: &Inherited,
+) -> Result<()> {
+    let pid = stub.pid.0 as u32;
+    let own = images.own_task(pid).cloned().unwrap_or_default();
+    let mut batch = Batch::new();
+    signals::restore_actions(&mut batch, core);
+    identity::restore_attributes(&mut batch, core, &own, &inherited.limits);
+    if let Some(fs) = images.fs.get(&pid) {
+        let slot = |id: u32| plan.slots.files.get(&id).copied().unwrap_or(-1);
+        let root_is_ours = images.reg(fs.root_id).is_some_and(|root| root.name == b"/");
+        if !root_is_ours {
+            let dot = batch.input(b".\0");
+            batch.must(libc::SYS_fchdir, [slot(fs.root_id).into()]);
+            batch.must(libc::SYS_chroot, [dot.into()]);
+        }
+        batch.must(libc::SYS_fchdir, [slot(fs.cwd_id).into()]);
+        batch.must(libc::SYS_umask, [u64::from(fs.umask.unwrap_or(0o022)).into()]);
+    }
+    threads(&mut batch, images, core, pid);
+    run(stub, batch, "setting the attributes")
+}
+
+/// What the kernel keeps per thread for the C library.
+fn threads(batch: &mut Batch, images: &Images, core: &pb::CoreEntry, pid: u32) {
+    if let Some(info) = &core.thread_info {
+        batch.call(libc::SYS_set_tid_address, [info.clear_tid_addr.into()]);
+    }
+    if let Some(thread) = core.thread_core.as_ref().filter(|thread| thread.futex_rla_len != 0) {
+        let len = u64::from(thread.futex_rla_len);
+        batch.must(libc::SYS_set_robust_list, [thread.futex_rla.into(), len.into()]);
+    }
+    let own = images.own_thread(pid);
+    if let Some(pointer) = own.and_then(|own| own.rseq_pointer).filter(|pointer| *pointer != 0) {
+        let number = |value: Option<u32>| u64::from(value.unwrap_or(0));
+        let len = number(own.and_then(|own| own.rseq_len));
+        let signature = number(own.and_then(|own| own.rseq_signature));
+        batch.must(libc::SYS_rseq, [pointer.into(), len.into(), 0u64.into(), signature.into()]);
+    }
+}
+
+/// Puts copies of the inherited files under the recorded numbers and closes everything else.
+fn descriptors(stub: &mut Stub, images: &Images, plan: &Plan, pid: u32) -> Result<()> {
+    let files_id = images.ids.get(&pid).map_or(pid, |ids| ids.files_id);
+    let mut table: Vec<&pb::FdinfoEntry> = images.fdinfo.get(&files_id).into_iter().flatten().collect();
+    table.sort_by_key(|entry| entry.fd);
+    let mut batch = Batch::new();
+    let mut at = 0u64;
+    for entry in table {
+        let slot = plan.slots.files.get(&entry.id).copied().unwrap_or(-1);
+        let flags = if entry.flags & 1 != 0 { libc::O_CLOEXEC } else { 0 };
+        let fd = u64::from(entry.fd);
+        if at < fd {
+            batch.must(libc::SYS_close_range, [at.into(), (fd - 1).into(), 0u64.into()]);
+        }
+        batch.must(libc::SYS_dup3, [slot.into(), fd.into(), flags.into()]);
+        at = fd + 1;
+    }
+    batch.must(libc::SYS_close_range, [at.into(), u64::from(u32::MAX).into(), 0u64.into()]);
+    run(stub, batch, "setting up the descriptors")
+}
+
+fn identity_last(stub: &mut Stub, images: &Images, core: &pb::CoreEntry, inherited: &Inherited) -> Result<()> {
+    let pid = stub.pid.0 as u32;
+    let own = images.own_task(pid).cloned().unwrap_or_default();
+    let creds = core.thread_core.as_ref().and_then(|thread| thread.creds.as_ref()).or_else(|| images.creds.get(&pid));
+    let Some(creds) = creds else { return Ok(()) };
+    let mode = if same(creds, &inherited.credentials) { Credentials::Inherited } else { Credentials::Set };
+    let mut batch = Batch::new();
+    identity::restore_credentials(&mut batch, core, creds, &own, mode, inherited.last_cap);
+    run(stub, batch, "setting the credentials")
+}
+
+/// Whether a task has just the credentials that its stub has.
+fn same(one: &pb::CredsEntry, other: &pb::CredsEntry) -> bool {
+    let sorted = |creds: &pb::CredsEntry| {
+        let mut creds = creds.clone();
+        creds.groups.sort_unstable();
+        creds
+    };
+    sorted(one) == sorted(other)
+}
+
+/// The last batch before a task is let go: its own pending signals and timers instead of what its creation left.
+pub fn last_batch(stub: &mut Stub, core: &pb::CoreEntry, stopped_children: &[u32]) -> Result<()> {
+    let mut batch = Batch::new();
+    let info = batch.output(128);
+    for child in stopped_children {
+        // The stop was reported to the program before the dump; the report of today's is taken here.
+        let flags = libc::WSTOPPED | libc::WNOHANG;
+        batch.call(
+            libc::SYS_waitid,
+            [(libc::P_PID as i32).into(), u64::from(*child).into(), info.into(), flags.into(), 0u64.into()],
+        );
+    }
+    signals::discard_pending(&mut batch);
+    stub.tracee.ask(batch)?;
+    let mut batch = Batch::new();
+    signals::restore_pending(&mut batch, core, stub.pid.0);
+    signals::restore_timers(&mut batch, core);
+    if batch.is_empty() {
+        return Ok(());
+    }
+    run(stub, batch, "putting the pending signals and timers back")
+}
+
+/// The registers, extended state and signal mask that a task goes on with.
+pub fn last_state(images: &Images, core: &pb::CoreEntry, pid: u32, xstate_len: usize) -> Result<ThreadState> {
+    let info = core.thread_info.as_ref().ok_or(Error::Gone(crate::ids::Pid(pid as i32)))?;
+    let own = images.own_thread(pid);
+    let xstate =
+        own.and_then(|own| own.xstate.clone()).unwrap_or_else(|| regs::from_fp_entry(&info.fpregs, xstate_len));
+    if xstate.len() != xstate_len {
+        return Err(Error::failed(format!(
+            "process {pid} was dumped on a processor with {} bytes of extended state, and this one has {xstate_len}; restore it on the same kind of processor",
+            xstate.len()
+        )));
+    }
+    let mask =
+        core.thread_core.as_ref().and_then(|thread| thread.blk_sigset).or(core.tc.as_ref().map(|task| task.blk_sigset));
+    let regs = restart::in_a_new_task(&regs::from_entry(&info.gpregs));
+    Ok(ThreadState { regs, xstate, sigmask: mask.unwrap_or(0) })
+}
+
+/// Unused bytes of the region, for a look at what a batch may hold.
+pub const BATCH_ROOM: u64 = wire::HOLD_OFFSET - wire::ARENA_OFFSET;

@@ -1,0 +1,389 @@
+//! The story of a restore: load, plan, open, create empty tasks, build them from inside, let go.
+//!
+//! The plan is made before anything is created, and executed step by step. If a step fails, everything that was created is killed and the
+//! images are untouched.
+
+mod build;
+mod stubs;
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::time::Instant;
+
+use serde::Serialize;
+
+use crate::error::{Context, Error, Result, Subject};
+use crate::files::restore::{Opened, restore_owner};
+use crate::ids::Pid;
+use crate::image::{Images, Kind, pb};
+use crate::inject::batch::{Ask, Batch};
+use crate::plan::{Birth, Plan, Step, plan};
+use crate::procfs::{Stat, State, Status};
+use crate::sys::tty;
+use crate::task::record::STOPPED;
+use crate::tty::restore::{IndexPolicy, Pairs};
+
+use build::Inherited;
+use stubs::Stubs;
+
+/// What the user asked for.
+#[derive(Debug, Clone)]
+pub struct Request {
+    pub dir: PathBuf,
+    pub index: IndexPolicy,
+}
+
+/// What a restore did.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    pub root: Pid,
+    pub tasks: usize,
+    pub terminals: usize,
+    pub total_us: u64,
+    pub pages: u64,
+    pub bytes: u64,
+    /// Pseudoterminals that have another index now: recorded and present.
+    pub moved: Vec<(u32, u32)>,
+}
+
+/// A restored session that runs.
+#[derive(Debug)]
+pub struct Restored {
+    pub report: Report,
+    /// Present where the master was outside the tree: the caller relays it.
+    pub master: Option<OwnedFd>,
+}
+
+/// Reads and checks a directory of images, and makes the plan.
+pub fn load(request: &Request) -> Result<(Images, Plan)> {
+    let images = Images::read(&request.dir)?;
+    let plan = plan(&images, &request.dir)?;
+    Ok((images, plan))
+}
+
+/// Brings the session back.
+pub fn restore(request: &Request, images: &Images, plan: &Plan) -> Result<Restored> {
+    let start = Instant::now();
+    refuse_taken(images)?;
+    raise_descriptor_limit();
+    let mut execution = Execution {
+        request,
+        images,
+        plan,
+        pairs: Pairs::default(),
+        opened: Opened::default(),
+        stubs: Stubs::default(),
+        inherited: inherited()?,
+    };
+    for (pid, slot) in &plan.slots.pages {
+        let id = images.pagemaps.get(pid).map_or(*pid, |pagemap| pagemap.head.pages_id);
+        execution.opened.open_pages(&request.dir.join(Kind::Pages(id).name()), *slot)?;
+    }
+    for step in &plan.steps {
+        tracing::debug!(%step, "step");
+        execution.run(step).map_err(|error| name_step(step, error))?;
+    }
+    Ok(execution.succeed(start))
+}
+
+/// Adds the step to errors that do not say enough by themselves.
+fn name_step(step: &Step, error: Error) -> Error {
+    match error {
+        Error::Sys { operation, subject, errno } => {
+            Error::failed(format!("cannot {step}: {operation}{subject} failed: {}", errno.desc()))
+        }
+        Error::Gone(pid) => Error::failed(format!("cannot {step}: process {pid} is gone")),
+        other => other,
+    }
+}
+
+/// Fails where a process, group or session has a recorded number, and says who.
+fn refuse_taken(images: &Images) -> Result<()> {
+    let wanted: std::collections::BTreeSet<i32> = images.pstree.iter().map(|entry| entry.pid as i32).collect();
+    for pid in crate::procfs::tree::all()? {
+        let Ok(stat) = Stat::read(pid) else { continue };
+        let numbers = [(pid.0, "it"), (stat.pgrp.0, "its process group"), (stat.session.0, "its session")];
+        if let Some((number, what)) = numbers.into_iter().find(|(number, _)| wanted.contains(number)) {
+            return Err(Error::failed(format!(
+                "process id {number} is in use: process {pid} ({}) has it as {what}; end it, or restore into a fresh pid namespace with --pidns",
+                stat.comm_text()
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// The soft limit of open files goes up to the hard one: stubs hold every file of the session for a moment.
+fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
+}
+
+fn inherited() -> Result<Inherited> {
+    let us = Pid(std::process::id() as i32);
+    let status = Status::read(us)?;
+    let rlimits = crate::procfs::attributes::limits(us)?;
+    let words = |set: u64| vec![set as u32, (set >> 32) as u32];
+    let last_cap = std::fs::read_to_string("/proc/sys/kernel/cap_last_cap")
+        .ok()
+        .and_then(|text| text.trim().parse().ok())
+        .unwrap_or(40);
+    let credentials = pb::CredsEntry {
+        uid: status.uid.real,
+        gid: status.gid.real,
+        euid: status.uid.effective,
+        egid: status.gid.effective,
+        suid: status.uid.saved,
+        sgid: status.gid.saved,
+        fsuid: status.uid.fs,
+        fsgid: status.gid.fs,
+        cap_inh: words(status.capabilities.inheritable),
+        cap_prm: words(status.capabilities.permitted),
+        cap_eff: words(status.capabilities.effective),
+        cap_bnd: words(status.capabilities.bounding),
+        secbits: 0,
+        groups: status.groups,
+        ..Default::default()
+    };
+    Ok(Inherited { limits: rlimits.map(|limit| (limit.soft, limit.hard)), last_cap, credentials })
+}
+
+struct Execution<'a> {
+    request: &'a Request,
+    images: &'a Images,
+    plan: &'a Plan,
+    pairs: Pairs,
+    opened: Opened,
+    stubs: Stubs,
+    inherited: Inherited,
+}
+
+impl Execution<'_> {
+    fn run(&mut self, step: &Step) -> Result<()> {
+        match step {
+            Step::OpenTerminal { index } => self.pairs.open(self.images, *index, self.request.index),
+            Step::OpenPipe { pipe } => self.opened.open_pipe(self.images, *pipe),
+            Step::OpenFile { id } => self.open_file(*id),
+            Step::Create { pid, birth } => self.create(*pid, *birth),
+            Step::CreateHelper { pid, maker } => {
+                self.stubs.create(self.images, *pid, Birth::Child { maker: *maker }, libc::SIGCHLD)
+            }
+            Step::StartSession { pid } => self.one_call(*pid, libc::SYS_setsid, [0, 0], "starting a session"),
+            Step::JoinGroup { pid, pgid } => {
+                self.one_call(*pid, libc::SYS_setpgid, [0, u64::from(*pgid)], "joining a process group")
+            }
+            Step::TakeTerminal { leader, tty } => self.take_terminal(*leader, *tty),
+            Step::OpenDevTty { pid, id } => self.open_dev_tty(*pid, *id),
+            Step::EndHelper { pid, maker } => self.end_helper(*pid, *maker),
+            Step::SetForeground { leader, tty, pgid } => self.set_foreground(*leader, *tty, *pgid),
+            Step::Build { pid } => self.build(*pid),
+            Step::Die { pid, status } => self.die(*pid, *status),
+            Step::FillQueues { index } => self.fill_queues(*index),
+            Step::ArmTerminal { index } => self.pairs.arm(self.images, *index),
+            Step::Release { pid } => self.release(*pid),
+        }
+    }
+
+    fn slot(&self, id: u32) -> Result<i32> {
+        self.plan
+            .slots
+            .files
+            .get(&id)
+            .copied()
+            .ok_or_else(|| Error::failed(format!("file {id} has no place in the plan")))
+    }
+
+    fn open_file(&mut self, id: u32) -> Result<()> {
+        let slot = self.slot(id)?;
+        let file = self.images.file(id).ok_or_else(|| Error::failed(format!("file {id} is not in the images")))?;
+        match &file.tty {
+            Some(tty) => self.opened.place(slot, self.pairs.describe(tty)?),
+            None => self.opened.open_file(self.images, file, slot),
+        }
+    }
+
+    fn create(&mut self, pid: u32, birth: Birth) -> Result<()> {
+        let exit_signal = self.images.own_task(pid).and_then(|own| own.exit_signal).unwrap_or(libc::SIGCHLD as u32);
+        self.stubs.create(self.images, pid, birth, exit_signal as i32)
+    }
+
+    fn one_call(&mut self, pid: u32, nr: i64, args: [u64; 2], operation: &'static str) -> Result<()> {
+        let stub = self.stubs.get(pid)?;
+        let mut batch = Batch::new();
+        batch.must(nr, args.map(Into::into));
+        stub.tracee.ask(batch)?.all_done(operation, Subject::Pid(stub.pid))
+    }
+
+    /// The leader runs TIOCSCTTY on the service descriptor, which only the restore and its stubs have.
+    fn take_terminal(&mut self, leader: u32, tty: u32) -> Result<()> {
+        use std::os::fd::AsRawFd;
+        let service = self.pairs.service(tty)?.as_raw_fd();
+        let stub = self.stubs.get(leader)?;
+        let mut batch = Batch::new();
+        batch.must(libc::SYS_ioctl, [service.into(), tty::TIOCSCTTY.into(), 0u64.into()]);
+        stub.tracee.ask(batch)?.all_done("taking the controlling terminal", Subject::Pid(stub.pid))
+    }
+
+    fn open_dev_tty(&mut self, pid: u32, id: u32) -> Result<()> {
+        let slot = self.slot(id)?;
+        let flags = self.images.own_ofd(id).and_then(|own| own.flags).unwrap_or(libc::O_RDWR as u32) as i32;
+        let stub = self.stubs.get(pid)?;
+        let mut batch = Batch::new();
+        let path = batch.input(b"/dev/tty\0");
+        let flags = (flags & !(libc::O_ASYNC | libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC)) | libc::O_NOCTTY;
+        let opened = batch.must(libc::SYS_openat, [libc::AT_FDCWD.into(), path.into(), flags.into(), 0u64.into()]);
+        batch.must(libc::SYS_dup3, [opened.into(), slot.into(), libc::O_CLOEXEC.into()]);
+        batch.must(libc::SYS_close, [opened.into()]);
+        stub.tracee.ask(batch)?.all_done("opening /dev/tty", Subject::Pid(stub.pid))
+    }
+
+    fn end_helper(&mut self, pid: u32, maker: u32) -> Result<()> {
+        let helper = self.stubs.take(pid)?;
+        crate::sys::process::pidfd_send_signal(helper.pidfd.as_fd(), libc::SIGKILL)
+            .map_err(|errno| Error::of_pid("ending a helper", helper.pid, errno))?;
+        helper.tracee.forget_killed();
+        crate::sys::ptrace::wait(helper.pid.into(), crate::sys::ptrace::WaitMode::Block)
+            .during("ending a helper", Subject::Pid(helper.pid))?;
+        self.reap_in(maker, pid)
+    }
+
+    /// The maker reaps its child.
+    fn reap_in(&mut self, maker: u32, pid: u32) -> Result<()> {
+        let stub = self.stubs.get(maker)?;
+        let mut batch = Batch::new();
+        let status = batch.output(8);
+        batch.must(libc::SYS_wait4, [u64::from(pid).into(), status.into(), libc::__WALL.into(), 0u64.into()]);
+        stub.tracee.ask(batch)?.all_done("reaping a helper", Subject::Pid(stub.pid))
+    }
+
+    fn set_foreground(&mut self, leader: u32, tty: u32, pgid: u32) -> Result<()> {
+        use std::os::fd::AsRawFd;
+        let service = self.pairs.service(tty)?.as_raw_fd();
+        let stub = self.stubs.get(leader)?;
+        let mut batch = Batch::new();
+        let group = batch.input(&pgid.to_ne_bytes());
+        batch.must(libc::SYS_ioctl, [service.into(), tty::TIOCSPGRP.into(), group.into()]);
+        stub.tracee.ask(batch)?.all_done("setting the foreground group", Subject::Pid(stub.pid))
+    }
+
+    fn build(&mut self, pid: u32) -> Result<()> {
+        let stub = self.stubs.get(pid)?;
+        build::build(stub, self.images, self.plan, &self.inherited)
+    }
+
+    /// Ends a task the way it had ended.
+    fn die(&mut self, pid: u32, status: u32) -> Result<()> {
+        let stub = self.stubs.take(pid)?;
+        let signal = (status & 0x7f) as i32;
+        let mut tracee = stub.tracee;
+        let mut batch = Batch::new();
+        if signal == 0 {
+            batch.call(libc::SYS_exit_group, [u64::from(status >> 8 & 0xff).into()]);
+        } else {
+            let open = batch.input(&0u64.to_ne_bytes());
+            let none = batch.input(&[0u8; 16]);
+            batch.call(libc::SYS_prlimit64, [0u64.into(), 4u64.into(), none.into(), 0u64.into()]);
+            batch.call(libc::SYS_kill, [stub.pid.0.into(), signal.into()]);
+            batch.call(libc::SYS_rt_sigprocmask, [2u64.into(), open.into(), 0u64.into(), 8u64.into()]);
+        }
+        tracee.run_to_end(&batch)
+    }
+
+    fn fill_queues(&mut self, _index: u32) -> Result<()> {
+        Ok(())
+    }
+
+    /// Lets a task go. A stopped one is stopped again before its parent is let go.
+    fn release(&mut self, pid: u32) -> Result<()> {
+        let missing = || Error::Gone(Pid(pid as i32));
+        let core = self.images.cores.get(&pid).ok_or_else(missing)?;
+        let children: Vec<u32> = self
+            .images
+            .pstree
+            .iter()
+            .filter(|entry| entry.ppid == pid && entry.pid != self.plan.root)
+            .map(|entry| entry.pid)
+            .filter(|child| state(self.images, *child) == STOPPED)
+            .collect();
+        let mut stub = self.stubs.take(pid)?;
+        build::last_batch(&mut stub, core, &children)?;
+        let xstate_len = stub.tracee.original().xstate.len();
+        let last = build::last_state(self.images, core, pid, xstate_len)?;
+        let stopped = stub.tracee.leave_as(&last)?;
+        stopped.set_options(crate::sys::ptrace::OPTIONS)?;
+        if state(self.images, pid) != STOPPED {
+            return stopped.release();
+        }
+        let recorded = self.images.own_task(pid).and_then(|own| own.stop_signal).unwrap_or(libc::SIGSTOP as u32) as i32;
+        let send = |signal: i32| {
+            crate::sys::process::pidfd_send_signal(stub.pidfd.as_fd(), signal)
+                .map_err(|errno| Error::of_pid("stopping", stub.pid, errno))
+        };
+        // The program may handle the recorded signal by now, or be in a group that the kernel does not stop by it.
+        let action = stop_action(core, recorded);
+        send(if action { recorded } else { libc::SIGSTOP })?;
+        stopped.release()?;
+        await_stop(stub.pid, send)
+    }
+
+    fn succeed(self, start: Instant) -> Restored {
+        let Execution { images, plan, mut pairs, opened, stubs, .. } = self;
+        for own in images.own.iter().flat_map(|own| &own.ofds) {
+            let fd = own.id.and_then(|id| plan.slots.files.get(&id)).and_then(|slot| opened.get(*slot));
+            if let Some(fd) = fd {
+                if let Err(error) = restore_owner(fd, own) {
+                    tracing::warn!(%error, "a file's owner was not set");
+                }
+            }
+        }
+        stubs.succeed();
+        let pages = images.pagemaps.values().flat_map(|map| &map.entries).map(pb::PagemapEntry::pages).sum();
+        let report = Report {
+            root: Pid(plan.root as i32),
+            tasks: images.pstree.len(),
+            terminals: images.tty_info.len(),
+            total_us: u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX),
+            pages,
+            bytes: pages * crate::mem::pages::PAGE,
+            moved: pairs.moved().collect(),
+        };
+        let master = plan.outside.and_then(|index| pairs.take_master(index));
+        Restored { report, master }
+    }
+}
+
+fn state(images: &Images, pid: u32) -> u32 {
+    images.cores.get(&pid).and_then(|core| core.tc.as_ref()).map_or(0, |task| task.task_state)
+}
+
+/// Whether a stop signal would still stop the task: default action, not blocked.
+fn stop_action(core: &pb::CoreEntry, signal: i32) -> bool {
+    let Some(task) = &core.tc else { return false };
+    let blocked = task.blk_sigset & (1 << (signal - 1).max(0)) != 0;
+    let default = crate::task::signals::settable()
+        .zip(&task.sigactions)
+        .find(|(number, _)| *number == signal)
+        .is_none_or(|(_, action)| action.sigaction == 0);
+    default && !blocked
+}
+
+/// Waits until a task that was let go has stopped; a signal that did not stop it is followed by one that does.
+fn await_stop(pid: Pid, send: impl Fn(i32) -> Result<()>) -> Result<()> {
+    let start = Instant::now();
+    let mut insisted = false;
+    loop {
+        if Stat::read(pid)?.state == State::Stopped {
+            return Ok(());
+        }
+        if !insisted && start.elapsed().as_millis() > 50 {
+            insisted = true;
+            send(libc::SIGSTOP)?;
+        }
+        if start.elapsed().as_secs() > 5 {
+            return Err(Error::failed(format!("process {pid} did not stop again")));
+        }
+        std::thread::yield_now();
+    }
+}
