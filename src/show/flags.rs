@@ -140,7 +140,7 @@ pub fn control(byte: u8) -> String {
         0 => "undef".to_owned(),
         0x80.. => format!("M-{}", if byte == 0x80 { "^@".to_owned() } else { control(byte & 0x7f) }),
         0x7f => "^?".to_owned(),
-        0..0x20 => format!("^{}", char::from(byte + 0x40)),
+        1..0x20 => format!("^{}", char::from(byte + 0x40)),
         _ => char::from(byte).to_string(),
     }
 }
