@@ -86,7 +86,7 @@ mod tests {
 
     #[test]
     fn pieces_and_whole_agree() {
-        let bytes: Vec<u8> = (0..3 * BLOCK + 17).map(|n| (n * n >> 3) as u8).collect();
+        let bytes: Vec<u8> = (0..3 * BLOCK + 17).map(|n| ((n * n) >> 3) as u8).collect();
         for len in [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK, bytes.len()] {
             let whole = Digest::of(&bytes[..len]);
             for piece in [4096, 5000, 300_000, BLOCK, 3 * BLOCK] {

@@ -7,6 +7,7 @@
 //! Refused: a directory that others could have written, files that are not regular, an inventory of another version than 2,
 //! incremental images (pages in a parent directory).
 
+pub mod cc;
 pub mod codec;
 pub mod digest;
 pub mod frame;
@@ -25,52 +26,78 @@ mod tests;
 
 use std::collections::BTreeMap;
 
+use serde::Serialize;
+
 pub use digest::{Digest, DigestStream};
 pub use kind::Kind;
 pub use read::PageCheck;
 pub use write::{CommitReport, Overwrite, Writer};
 
 /// Everything a directory holds except the pages themselves.
-#[derive(Debug, Default, Clone, PartialEq)]
+#[derive(Debug, Default, Clone, PartialEq, Serialize)]
 pub struct Images {
+    #[serde(skip_serializing_if = "text::is_default")]
     pub inventory: pb::InventoryEntry,
     /// Parents before children.
+    #[serde(skip_serializing_if = "text::is_default")]
     pub pstree: Vec<pb::PstreeEntry>,
     /// By thread id.
+    #[serde(skip_serializing_if = "text::is_default")]
     pub cores: BTreeMap<u32, pb::CoreEntry>,
     /// By process id, as `mm`, `fs`, `creds` and `pagemaps`.
+    #[serde(skip_serializing_if = "text::is_default")]
     pub ids: BTreeMap<u32, pb::TaskKobjIdsEntry>,
+    #[serde(skip_serializing_if = "text::is_default")]
     pub mm: BTreeMap<u32, pb::MmEntry>,
+    #[serde(skip_serializing_if = "text::is_default")]
     pub fs: BTreeMap<u32, pb::FsEntry>,
     /// Only in directories of old versions of CRIU: newer ones have credentials in the core of each thread.
+    #[serde(skip_serializing_if = "text::is_default")]
     pub creds: BTreeMap<u32, pb::CredsEntry>,
+    #[serde(skip_serializing_if = "text::is_default")]
     pub pagemaps: BTreeMap<u32, Pagemap>,
     /// By shmid.
+    #[serde(skip_serializing_if = "text::is_default")]
     pub shmem_pagemaps: BTreeMap<u32, Pagemap>,
     /// Descriptor tables, by files_id.
+    #[serde(skip_serializing_if = "text::is_default")]
     pub fdinfo: BTreeMap<u32, Vec<pb::FdinfoEntry>>,
     /// Open file descriptions.
+    #[serde(skip_serializing_if = "text::is_default")]
     pub files: Vec<pb::FileEntry>,
+    #[serde(skip_serializing_if = "text::is_default")]
     pub tty_info: Vec<pb::TtyInfoEntry>,
+    #[serde(skip_serializing_if = "text::is_default")]
     pub tty_data: Vec<pb::TtyDataEntry>,
+    #[serde(skip_serializing_if = "text::is_default")]
     pub pipes_data: Vec<PipeData>,
+    #[serde(skip_serializing_if = "text::is_default")]
     pub fifo_data: Vec<PipeData>,
+    #[serde(skip_serializing_if = "text::is_default")]
     pub remaps: Vec<pb::RemapFilePathEntry>,
     /// Unlinked files, by remap_id.
+    #[serde(skip_serializing_if = "text::is_default")]
     pub ghosts: BTreeMap<u32, GhostFile>,
+    #[serde(skip_serializing_if = "text::is_default")]
     pub sk_queues: Vec<SkPacket>,
+    #[serde(skip_serializing_if = "text::is_default")]
     pub seccomp: Option<pb::SeccompEntry>,
+    #[serde(skip_serializing_if = "text::is_default")]
     pub memfds: Vec<pb::MemfdInodeEntry>,
+    #[serde(skip_serializing_if = "text::is_default")]
     pub timens: BTreeMap<u32, pb::TimensEntry>,
+    #[serde(skip_serializing_if = "text::is_default")]
     pub stats: Option<pb::StatsEntry>,
     /// None in a directory that CRIU wrote. Its `files` are made by the [`Writer`]: what the caller puts there is not written.
+    #[serde(skip_serializing_if = "text::is_default")]
     pub own: Option<pb::PtyagentEntry>,
     /// Names of files whose content is not known to us: of CRIU's kinds that we have no use for.
+    #[serde(skip_serializing_if = "text::is_default")]
     pub unknown: Vec<String>,
 }
 
 /// Which pages are stored, and in which file.
-#[derive(Debug, Default, Clone, PartialEq)]
+#[derive(Debug, Default, Clone, PartialEq, Serialize)]
 pub struct Pagemap {
     pub head: pb::PagemapHead,
     /// In the order of the file of pages, each run behind the one before.
@@ -78,32 +105,34 @@ pub struct Pagemap {
 }
 
 /// The unread content of a pipe or named pipe.
-#[derive(Debug, Default, Clone, PartialEq)]
+#[derive(Debug, Default, Clone, PartialEq, Serialize)]
 pub struct PipeData {
     /// Its `bytes` is the length of `data`: the writer sets it.
     pub entry: pb::PipeDataEntry,
+    #[serde(serialize_with = "text::required")]
     pub data: Vec<u8>,
 }
 
 /// A message that waits in a socket.
-#[derive(Debug, Default, Clone, PartialEq)]
+#[derive(Debug, Default, Clone, PartialEq, Serialize)]
 pub struct SkPacket {
     /// Its `length` is the length of `data`: the writer sets it.
     pub entry: pb::SkPacketEntry,
+    #[serde(serialize_with = "text::required")]
     pub data: Vec<u8>,
 }
 
 /// An unlinked file.
-#[derive(Debug, Default, Clone, PartialEq)]
+#[derive(Debug, Default, Clone, PartialEq, Serialize)]
 pub struct GhostFile {
     /// Its `chunks` says which of the two contents it has: the writer sets it.
     pub entry: pb::GhostFileEntry,
     pub content: GhostContent,
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub enum GhostContent {
-    Whole(Vec<u8>),
+    Whole(#[serde(serialize_with = "text::required")] Vec<u8>),
     /// Parts with their offsets in bytes, holes between them.
     Chunks(Vec<(u64, Vec<u8>)>),
 }

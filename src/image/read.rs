@@ -64,6 +64,37 @@ impl Images {
     }
 }
 
+/// One file on its own, whichever directory it is in and whoever wrote it, as the only part of an otherwise empty
+/// [`Images`]. The kind is told by its first bytes, the number by its name where that fits.
+///
+/// Fails where it is no image, or as [`Images::read`] does; a digest is looked at in ptyagent.img alone.
+pub fn read_file(path: &Path) -> Result<(Kind, Images)> {
+    let subject = || Subject::Image(path.into());
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).during("opening", subject())?;
+    let metadata = file.metadata().during("looking at", subject())?;
+    if !metadata.is_file() || metadata.len() > LARGEST {
+        return Err(Error::image(path, "it is no regular file of at most 1 GiB; name an image file or a directory"));
+    }
+    let mut bytes = Vec::new();
+    file.take(LARGEST).read_to_end(&mut bytes).during("reading", subject())?;
+    let named = path.file_name().and_then(|name| Kind::parse(name.to_str()?));
+    let words: Vec<u32> =
+        bytes.chunks_exact(4).take(2).filter_map(<[u8]>::first_chunk).map(|word| u32::from_le_bytes(*word)).collect();
+    let kind = match named {
+        Some(kind) if words.starts_with(&kind.magics()) => Some(kind),
+        _ => words.first().and_then(|&first| Kind::by_magic(first, words.get(1).copied())),
+    };
+    let Some(kind) = kind else {
+        return Err(Error::image(
+            path,
+            "its first bytes are those of no known image; name an image file or a directory",
+        ));
+    };
+    let mut images = Images::default();
+    codec::decode(&mut images, kind, path, &bytes)?;
+    Ok((kind, images))
+}
+
 struct Directory {
     path: PathBuf,
     file: File,

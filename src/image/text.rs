@@ -1,6 +1,6 @@
-//! Bytes as text: printable ASCII as it is, the rest with the escapes of C.
+//! Bytes as text: printable ASCII as it is, the rest with the escapes of C. Enumerations by name.
 
-use std::fmt::Write;
+use std::fmt::{Debug, Write};
 
 use serde::{Serialize, Serializer};
 
@@ -36,6 +36,30 @@ pub fn optional<S: Serializer>(bytes: &Option<Vec<u8>>, serializer: S) -> Result
 /// A repeated bytes field, for serde.
 pub fn repeated<S: Serializer>(bytes: &[Vec<u8>], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_seq(bytes.iter().map(|bytes| escape(bytes)))
+}
+
+/// A required enumeration, for serde: its name, or the number where it has none.
+pub fn required_enum<E: TryFrom<i32> + Debug, S: Serializer>(value: &i32, serializer: S) -> Result<S::Ok, S::Error> {
+    match E::try_from(*value) {
+        Ok(known) => serializer.collect_str(&format_args!("{known:?}")),
+        Err(_) => serializer.serialize_i32(*value),
+    }
+}
+
+/// An optional enumeration, for serde.
+pub fn optional_enum<E: TryFrom<i32> + Debug, S: Serializer>(
+    value: &Option<i32>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    match value {
+        Some(value) => required_enum::<E, S>(value, serializer),
+        None => serializer.serialize_none(),
+    }
+}
+
+/// Whether a part of the images is as it would be without its file.
+pub fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 #[cfg(test)]

@@ -2,10 +2,12 @@
 //!
 //! 1. Everything is written in a temporary directory: a sibling of a new target, or inside a target that is there and
 //!    empty, since that may be a mount point or somebody's working directory, which a rename would pull away from under them.
-//! 2. All files but the inventory are synchronised: first the kernel is told to begin writing all of them, then each is
-//!    waited for. With 15 small files on ext4 this takes 1.3 ms, one `fsync` after the other 2.5, four threads 2.0;
-//!    `syncfs` takes 0.5 but waits for whatever else the machine has to write.
-//! 3. The inventory, the directory, the rename, the directory above.
+//! 2. All files are synchronised: first the kernel is told to begin writing all of them, then each is waited for. With 15
+//!    small files on ext4 this takes 1.3 ms, one `fsync` after the other 2.5, four threads 2.0; `syncfs` takes 0.5 but
+//!    waits for whatever else the machine has to write.
+//! 3. The temporary directory is synchronised, then renamed, then the directory above is synchronised. Where files are moved
+//!    one by one the inventory is moved last, when all others are known to be in place. So no order inside the temporary
+//!    directory matters, and no barrier is spent on one: under load each costs milliseconds.
 //!
 //! A writer that is dropped leaves nothing behind. Modes do not depend on the umask.
 
@@ -137,12 +139,11 @@ impl Writer {
         let own = own::encode(&own)?;
         open.push((Kind::Own, self.write_file(Kind::Own, &own)?));
 
+        let names: Vec<String> = open.iter().map(|(kind, _)| kind.name()).collect();
+        open.push((Kind::Inventory, self.write_file(Kind::Inventory, &inventory)?));
         self.synchronise(&open)?;
-        let last = self.write_file(Kind::Inventory, &inventory)?;
-        last.sync_all().during("synchronising", self.subject(Kind::Inventory))?;
         synchronise_directory(self.temporary.path())?;
-        let names = open.iter().map(|(kind, _)| kind.name());
-        let names: Vec<String> = names.chain(self.pages.keys().map(|&id| Kind::Pages(id).name())).collect();
+        let names: Vec<String> = names.into_iter().chain(self.pages.keys().map(|&id| Kind::Pages(id).name())).collect();
         self.publish(&names)?;
         Ok(CommitReport { files, bytes: sizes + own.len() as u64 })
     }
