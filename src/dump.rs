@@ -10,12 +10,14 @@ use serde::Serialize;
 
 use crate::capture::{self, Captured, Tree};
 use crate::error::{Error, Result, Subject};
-use crate::ids::Pid;
+use crate::ids::{Pid, Tid};
 use crate::image::{Images, Overwrite, Pagemap, Writer, pagemap, pb};
+use crate::inject::batch::{Ask, Batch};
 use crate::mem::pages::{self, PAGE, PageRange, Wanted};
 use crate::mem::{self, status};
 use crate::sys::process::pidfd_send_signal;
-use crate::task::freeze::{Frozen, freeze};
+use crate::sys::ptrace;
+use crate::task::freeze::freeze;
 
 /// What becomes of the session once its images are complete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -160,15 +162,31 @@ fn finish(session: Tree, after: After) -> Result<()> {
             }
             session.release()
         }
-        After::Kill => {
-            // Children first, so that no parent sees one of them die.
-            for process in session.processes.into_iter().rev() {
-                signal(&process, libc::SIGKILL)?;
-                process.forget_killed();
-            }
-            Ok(())
+        After::Kill => kill(session),
+    }
+}
+
+/// Kills all, children first, and lets each parent reap its children before it dies itself: nothing but the root is left for others to reap,
+/// so that all other numbers are free at once.
+fn kill(session: Tree) -> Result<()> {
+    let Tree { processes, images } = session;
+    let mut rest = processes;
+    let dead = images.pstree.iter().rev().map(|entry| entry.pid as i32);
+    for pid in dead {
+        if let Some(at) = rest.iter().position(|process| process.pid.0 == pid) {
+            let process = rest.remove(at);
+            signal(&process, libc::SIGKILL)?;
+            process.forget_killed();
+            let _ = ptrace::wait(Tid(pid), ptrace::WaitMode::Block);
+        }
+        let parent = images.pstree.iter().find(|entry| entry.pid as i32 == pid).map(|entry| entry.ppid as i32);
+        if let Some(parent) = rest.iter_mut().find(|process| Some(process.pid.0) == parent) {
+            let mut batch = Batch::new();
+            batch.call(libc::SYS_wait4, [pid.into(), 0u64.into(), libc::__WALL.into(), 0u64.into()]);
+            parent.tracee.ask(batch)?;
         }
     }
+    Ok(())
 }
 
 fn signal(process: &Captured, signal: i32) -> Result<()> {
@@ -177,9 +195,4 @@ fn signal(process: &Captured, signal: i32) -> Result<()> {
         Ok(()) | Err(nix::errno::Errno::ESRCH) => Ok(()),
         Err(errno) => Err(Error::of_pid("signalling", process.pid, errno)),
     }
-}
-
-/// Only for the type's sake of a frozen tree that is not captured.
-pub fn release(frozen: Frozen) -> Result<()> {
-    frozen.release()
 }

@@ -12,7 +12,6 @@ use crate::plan::Plan;
 use crate::procfs::{self, Mapping};
 use crate::task::identity::{self, Credentials};
 use crate::task::{regs, signals};
-use crate::wire;
 
 use super::stubs::Stub;
 
@@ -303,6 +302,3 @@ pub fn last_state(images: &Images, core: &pb::CoreEntry, pid: u32, xstate_len: u
     let regs = restart::in_a_new_task(&regs::from_entry(&info.gpregs));
     Ok(ThreadState { regs, xstate, sigmask: mask.unwrap_or(0) })
 }
-
-/// Unused bytes of the region, for a look at what a batch may hold.
-pub const BATCH_ROOM: u64 = wire::HOLD_OFFSET - wire::ARENA_OFFSET;
