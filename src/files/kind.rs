@@ -291,7 +291,7 @@ fn socket_protocol(path: &Path) -> Option<String> {
 
 fn is_message_queue(path: &Path) -> bool {
     const MQUEUE_MAGIC: i64 = 0x1980_0202;
-    nix::sys::statfs::statfs(path).is_ok_and(|fs| i64::from(fs.filesystem_type().0) == MQUEUE_MAGIC)
+    nix::sys::statfs::statfs(path).is_ok_and(|fs| fs.filesystem_type().0 == MQUEUE_MAGIC)
 }
 
 /// The kind as far as link, stat and fdinfo tell.

@@ -1,1 +1,3 @@
 //! (filled by a later commit)
+
+pub mod survey;

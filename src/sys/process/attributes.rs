@@ -122,7 +122,7 @@ mod tests {
         assert!(sched_getaffinity(tid).unwrap().iter().any(|byte| *byte != 0));
         assert_eq!(sched_getattr(tid).unwrap().nice, getpriority(tid).unwrap());
         assert!(ioprio_get(tid).unwrap() >> 13 <= 3);
-        let limit = prlimit(pid, libc::RLIMIT_NOFILE as u32).unwrap();
+        let limit = prlimit(pid, libc::RLIMIT_NOFILE).unwrap();
         assert!(limit.soft > 0 && limit.soft <= limit.hard);
         assert_eq!(getpriority(Tid(i32::MAX)), Err(Errno::ESRCH));
     }
