@@ -53,7 +53,7 @@ pub(super) fn all() -> Vec<Item> {
         item(
             "PR_SET_MM_MAP",
             memory_layout(),
-            "Restored processes show wrong names, arguments or program links in ps and /proc.",
+            "Restored processes may show a wrong program link, name or arguments in ps and /proc.",
         ),
         item(
             "open a slave by its master",
@@ -68,7 +68,7 @@ pub(super) fn all() -> Vec<Item> {
         item(
             "private devpts",
             private_devpts(),
-            "A restore cannot use --pts-index private; a taken terminal number stays taken.",
+            "A restore with --pts-index private needs a user namespace, or does not work where that is forbidden too.",
         ),
         item("terminals", pty_limit(), "New terminals cannot be made: close some, or raise kernel.pty.max."),
     ]);

@@ -252,6 +252,7 @@ impl fmt::Display for Descriptor {
         self.kind.fmt(f)?;
         match &self.kind {
             FileKind::Other(_) => Ok(()),
+            kind if self.link == *kind.to_string() => Ok(()),
             _ if self.link.as_bytes().starts_with(b"/") => write!(f, " ({})", Path::new(&self.link).display()),
             _ => Ok(()),
         }

@@ -1,7 +1,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
 
-use super::refusals::{first_shared, mapping_kind};
+use super::refusals::{explain_denial, first_shared, mapping_kind};
 use super::*;
 use crate::files::kind::FileKind;
 use crate::ids::Sid;
@@ -199,4 +199,13 @@ fn mappings_are_told_apart() {
     ] {
         assert!(kind(name, "rw-s", flags).is_some_and(|kind| kind.contains(part)), "{name}");
     }
+}
+
+#[test]
+fn a_denial_says_who_may_look() {
+    let me = Pid(std::process::id() as i32);
+    let denied = |errno| explain_denial(me, Error::sys("reading the maps", crate::error::Subject::Pid(me), errno));
+    let error = denied(crate::error::Errno::EACCES);
+    assert_eq!((error.exit_status(), error.to_string().contains("run this as root")), (1, true), "{error}");
+    assert!(matches!(denied(crate::error::Errno::EIO), Error::Sys { .. }));
 }
