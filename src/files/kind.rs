@@ -252,6 +252,7 @@ impl fmt::Display for Descriptor {
         self.kind.fmt(f)?;
         match &self.kind {
             FileKind::Other(_) => Ok(()),
+            kind if self.link == *kind.to_string() => Ok(()),
             _ if self.link.as_bytes().starts_with(b"/") => write!(f, " ({})", Path::new(&self.link).display()),
             _ => Ok(()),
         }
@@ -291,7 +292,7 @@ fn socket_protocol(path: &Path) -> Option<String> {
 
 fn is_message_queue(path: &Path) -> bool {
     const MQUEUE_MAGIC: i64 = 0x1980_0202;
-    nix::sys::statfs::statfs(path).is_ok_and(|fs| i64::from(fs.filesystem_type().0) == MQUEUE_MAGIC)
+    nix::sys::statfs::statfs(path).is_ok_and(|fs| fs.filesystem_type().0 == MQUEUE_MAGIC)
 }
 
 /// The kind as far as link, stat and fdinfo tell.

@@ -100,7 +100,8 @@ mod tests {
     #[test]
     fn a_child_shares_what_it_inherited() {
         use std::process::{Command, Stdio};
-        let (me, (reader, writer)) = (Pid(std::process::id() as i32), std::io::pipe().unwrap());
+        let (me, (reader, writer)) =
+            (Pid(std::process::id() as i32), nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap());
         let mut child = Command::new("cat").stdin(reader.try_clone().unwrap()).stdout(Stdio::null()).spawn().unwrap();
         let pid = Pid(child.id() as i32);
         let mine = Descriptor::read(me, RemoteFd(reader.as_raw_fd())).unwrap().unwrap();

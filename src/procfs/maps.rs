@@ -60,6 +60,14 @@ impl Mapping {
         self.len() == 0
     }
 
+    /// Whether everything but the flags is the same.
+    pub fn is_same_range(&self, other: &Mapping) -> bool {
+        let Mapping { start, end, prot, sharing, offset, device, inode, name, deleted, flags: _ } = other;
+        (&self.start, &self.end, &self.prot, &self.sharing) == (start, end, prot, sharing)
+            && (&self.offset, &self.device, &self.inode) == (offset, device, inode)
+            && (&self.name, &self.deleted) == (name, deleted)
+    }
+
     /// Whether the kernel says that it is of this kind, such as "[vdso]".
     pub fn is(&self, name: &str) -> bool {
         self.name == name

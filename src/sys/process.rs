@@ -139,7 +139,8 @@ pub fn process_vm_writev(pid: Pid, ranges: &[RemoteRange], bytes: &[u8]) -> Resu
 /// prctl(2) PR_SET_CHILD_SUBREAPER, kernel/sys.c, Linux 3.4. Not inherited by children.
 pub fn become_subreaper() -> Result<(), Errno> {
     // SAFETY: no pointers are passed.
-    answer(unsafe { c_long::from(libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)) }).map(drop)
+    let value = unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1usize, 0usize, 0usize, 0usize) };
+    answer(c_long::from(value)).map(drop)
 }
 
 /// An empty close-on-exec memory file. `flags` are the MFD_ bits beside MFD_CLOEXEC; `MFD_EXEC` is EINVAL before Linux 6.3.

@@ -1,7 +1,3 @@
-//! Tasks: identity, registers, signals, and the tree that they form.
+//! (filled by a later commit)
 
-pub mod freeze;
-pub mod identity;
-pub mod record;
-pub mod regs;
-pub mod signals;
+pub mod survey;

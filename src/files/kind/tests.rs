@@ -71,7 +71,7 @@ fn a_file_renamed_over_or_with_another_name_left_is_not_taken_for_its_path() {
 
 #[test]
 fn pipes_sockets_and_anonymous_objects_are_recognised() {
-    let (reader, _writer) = std::io::pipe().unwrap();
+    let (reader, _writer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
     assert!(matches!(own(&reader).kind, FileKind::Pipe { inode } if inode == own(&reader).stat.inode));
     let (socket, _peer) = std::os::unix::net::UnixStream::pair().unwrap();
     assert_eq!(own(&socket).kind, FileKind::Socket { protocol: Some("UNIX-STREAM".into()) });

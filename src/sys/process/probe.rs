@@ -1,1 +1,194 @@
-//! (filled by a later commit)
+//! Calls that only try whether the kernel lets us do something, most of them in a child that ends at once.
+
+use std::convert::Infallible;
+use std::ffi::CStr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+
+use libc::{c_int, c_long, c_void};
+
+use super::stub::{StubPid, exit, spawn};
+use super::{answer, pidfd_poll, pidfd_send_signal, wait4};
+use crate::error::Errno;
+use crate::ids::Tid;
+
+/// The kernel's `struct prctl_mm_map` (include/uapi/linux/prctl.h, Linux 3.18).
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub struct MmMap {
+    pub start_code: u64,
+    pub end_code: u64,
+    pub start_data: u64,
+    pub end_data: u64,
+    pub start_brk: u64,
+    pub brk: u64,
+    pub start_stack: u64,
+    pub arg_start: u64,
+    pub arg_end: u64,
+    pub env_start: u64,
+    pub env_end: u64,
+    /// An address in the caller; 0 leaves the vector as it is.
+    pub auxv: u64,
+    pub auxv_size: u32,
+    /// A descriptor of the program file; `u32::MAX` leaves it as it is.
+    pub exe_fd: u32,
+}
+
+const _: () = assert!(size_of::<MmMap>() == 104);
+
+/// What a child tries.
+#[derive(Debug, Clone, Copy)]
+pub enum Attempt<'a> {
+    /// Its own memory layout, set to what it is.
+    MmMap(&'a MmMap),
+    /// A byte put into the input of the pty of this unlocked master, as the controlling terminal of a new session.
+    Tiocsti(BorrowedFd<'a>),
+    /// A devpts instance of its own in a new mount namespace.
+    Devpts,
+    /// The same in a new user namespace with these one-line maps for uid and gid.
+    DevptsUnprivileged { uid_map: &'a [u8], gid_map: &'a [u8] },
+}
+
+/// Makes the attempt in a child of our own; its errno, or ETIMEDOUT when it has no answer within five seconds. The child is gone
+/// on return.
+pub fn try_in_child(attempt: Attempt<'_>) -> Result<(), Errno> {
+    let child = spawn(StubPid::Any, 0, || child_tries(attempt))?;
+    let answered = pidfd_poll(child.handle.as_fd(), 5000)?;
+    if !answered {
+        pidfd_send_signal(child.handle.as_fd(), libc::SIGKILL)?;
+    }
+    match wait4(child.pid, 0)? {
+        Some((_, status)) if libc::WIFEXITED(status) => match libc::WEXITSTATUS(status) {
+            0 => Ok(()),
+            errno => Err(Errno::from_raw(errno)),
+        },
+        _ => Err(Errno::ETIMEDOUT),
+    }
+}
+
+fn child_tries(attempt: Attempt<'_>) -> Infallible {
+    let result = match attempt {
+        Attempt::MmMap(map) => set_mm_map(map),
+        Attempt::Tiocsti(master) => push_input(master),
+        Attempt::Devpts => unshare(libc::CLONE_NEWNS).and_then(|()| mount_devpts()),
+        Attempt::DevptsUnprivileged { uid_map, gid_map } => unshare(libc::CLONE_NEWNS | libc::CLONE_NEWUSER)
+            .and_then(|()| write_file(c"/proc/self/setgroups", b"deny"))
+            .and_then(|()| write_file(c"/proc/self/uid_map", uid_map))
+            .and_then(|()| write_file(c"/proc/self/gid_map", gid_map))
+            .and_then(|()| mount_devpts()),
+    };
+    exit(result.err().map_or(0, |errno| errno as c_int))
+}
+
+fn set_mm_map(map: &MmMap) -> Result<(), Errno> {
+    let size = size_of::<MmMap>();
+    // SAFETY: the kernel reads `size` bytes from `map`; auxv is 0 or an address that it checks.
+    let value = unsafe { libc::prctl(libc::PR_SET_MM, libc::PR_SET_MM_MAP, map as *const MmMap, size, 0usize) };
+    answer(c_long::from(value)).map(drop)
+}
+
+fn push_input(master: BorrowedFd<'_>) -> Result<(), Errno> {
+    // SAFETY: no pointers are passed.
+    Errno::result(unsafe { libc::setsid() })?;
+    let slave = open_peer(master, libc::O_RDWR | libc::O_NOCTTY)?;
+    // SAFETY: no pointers are passed.
+    Errno::result(unsafe { libc::ioctl(slave, libc::TIOCSCTTY, 0) })?;
+    // SAFETY: the kernel reads one byte.
+    Errno::result(unsafe { libc::ioctl(slave, libc::TIOCSTI, c"x".as_ptr()) }).map(drop)
+}
+
+/// A new descriptor number for the slave of a master. ioctl_tty(2) TIOCGPTPEER, drivers/tty/pty.c, Linux 4.13.
+fn open_peer(master: BorrowedFd<'_>, flags: c_int) -> Result<c_int, Errno> {
+    // SAFETY: no pointers are passed.
+    Errno::result(unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTPEER, flags) })
+}
+
+fn unshare(flags: c_int) -> Result<(), Errno> {
+    // SAFETY: no pointers are passed.
+    Errno::result(unsafe { libc::unshare(flags) }).map(drop)
+}
+
+fn write_file(path: &CStr, bytes: &[u8]) -> Result<(), Errno> {
+    // SAFETY: `path` is a terminated string.
+    let fd = Errno::result(unsafe { libc::open(path.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC) })?;
+    // SAFETY: the kernel reads `bytes`.
+    Errno::result(unsafe { libc::write(fd, bytes.as_ptr().cast(), bytes.len()) }).map(drop)
+}
+
+fn mount_devpts() -> Result<(), Errno> {
+    let none = std::ptr::null::<libc::c_char>();
+    let options = c"newinstance,ptmxmode=0666,mode=0620".as_ptr().cast::<c_void>();
+    let private = libc::MS_REC | libc::MS_PRIVATE;
+    // SAFETY: terminated strings and null pointers, which the kernel only reads.
+    Errno::result(unsafe { libc::mount(none, c"/".as_ptr(), none, private, none.cast()) })?;
+    let (kind, target) = (c"devpts".as_ptr(), c"/dev/pts".as_ptr());
+    // SAFETY: terminated strings, which the kernel only reads.
+    Errno::result(unsafe { libc::mount(kind, target, kind, libc::MS_NOSUID | libc::MS_NOEXEC, options) })?;
+    // SAFETY: a terminated string.
+    Errno::result(unsafe { libc::open(c"/dev/pts/ptmx".as_ptr(), libc::O_RDWR | libc::O_NOCTTY) }).map(drop)
+}
+
+/// Whether the kernel opens the slave of a master without a path.
+pub fn peer_opens(master: BorrowedFd<'_>) -> Result<(), Errno> {
+    let slave = open_peer(master, libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC)?;
+    // SAFETY: the descriptor has just been made and nobody else has its number.
+    Errno::result(unsafe { libc::close(slave) }).map(drop)
+}
+
+/// Whether a memory file can be mapped with PROT_EXEC, as the parasite's is. `flags` beside MFD_CLOEXEC.
+pub fn executable_memfd(flags: u32) -> Result<(), Errno> {
+    const PAGE: usize = 4096;
+    let file = super::memfd_create(c"probe", flags)?;
+    nix::unistd::ftruncate(&file, PAGE as i64)?;
+    let prot = libc::PROT_READ | libc::PROT_EXEC;
+    // SAFETY: the kernel chooses the address of this new mapping.
+    let at = unsafe { libc::mmap(std::ptr::null_mut(), PAGE, prot, libc::MAP_PRIVATE, file.as_raw_fd(), 0) };
+    if at == libc::MAP_FAILED {
+        return Err(Errno::last());
+    }
+    // SAFETY: the mapping that we have just made; nothing points into it.
+    Errno::result(unsafe { libc::munmap(at, PAGE) }).map(drop)
+}
+
+/// Asks the PAGEMAP_SCAN ioctl about one page of our own; `pagemap` is /proc/self/pagemap.
+///
+/// ENOTTY: the kernel lacks it. fs/proc/task_mmu.c, Linux 6.7.
+pub fn pagemap_scan(pagemap: BorrowedFd<'_>, page: u64) -> Result<(), Errno> {
+    const PAGEMAP_SCAN: c_long = 0xc060_6610;
+    const PAGE_IS_PRESENT: u64 = 1 << 3;
+    // struct pm_scan_arg: size, flags, start, end, walk_end, vec, vec_len, max_pages and four masks.
+    let mut argument = [96, 0, page, page + 4096, 0, 0, 0, 0, 0, 0, 0, 0];
+    let mut region = [0u64; 3];
+    argument[5] = region.as_mut_ptr() as u64;
+    argument[6] = 1;
+    argument[10] = PAGE_IS_PRESENT;
+    argument[11] = PAGE_IS_PRESENT;
+    // SAFETY: the kernel reads and writes the 96 bytes of `argument` and writes at most one 24-byte region to `region`.
+    let value = unsafe { libc::ioctl(pagemap.as_raw_fd(), PAGEMAP_SCAN as libc::Ioctl, argument.as_mut_ptr()) };
+    Errno::result(value).map(drop)
+}
+
+/// The address of the restartable sequence area of a stopped tracee, 0 for none. EIO: the kernel lacks the request (5.13).
+pub fn rseq_area(tid: Tid) -> Result<u64, Errno> {
+    const PTRACE_GET_RSEQ_CONFIGURATION: c_long = 0x420f;
+    let mut configuration = [0u64; 3];
+    let size = size_of_val(&configuration);
+    // SAFETY: the kernel writes at most `size` bytes to `configuration`.
+    let value = unsafe {
+        libc::syscall(libc::SYS_ptrace, PTRACE_GET_RSEQ_CONFIGURATION, tid.0, size, configuration.as_mut_ptr())
+    };
+    answer(value)?;
+    Ok(configuration[0])
+}
+
+/// The length in bytes of the extended register state (NT_X86_XSTATE) of a stopped tracee. ENODEV: not this machine.
+pub fn xstate_len(tid: Tid) -> Result<usize, Errno> {
+    const PTRACE_GETREGSET: c_long = 0x4204;
+    const NT_X86_XSTATE: c_long = 0x202;
+    let mut state = vec![0u64; 4096];
+    let len = state.len() * size_of::<u64>();
+    let mut vector = libc::iovec { iov_base: state.as_mut_ptr().cast(), iov_len: len };
+    // SAFETY: the kernel writes at most `len` bytes to `state` and the number of them to `vector`.
+    let value = unsafe { libc::syscall(libc::SYS_ptrace, PTRACE_GETREGSET, tid.0, NT_X86_XSTATE, &mut vector) };
+    answer(value)?;
+    Ok(vector.iov_len)
+}
