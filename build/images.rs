@@ -16,7 +16,6 @@ const PROTOS: [&str; 7] = [
     "proto/own.proto",
 ];
 
-
 /// Writes the types of proto/ to `OUT_DIR/_.rs`: the files have no package, as CRIU's have none.
 ///
 /// Every type is `Serialize`, for the view of a single file; bytes and enumerations are shown as text, see

@@ -1,3 +1,8 @@
-//! (filled by a later commit)
+//! Tasks: identity, registers, signals, and the tree that they form.
 
+pub mod freeze;
+pub mod identity;
+pub mod record;
+pub mod regs;
+pub mod signals;
 pub mod survey;
