@@ -15,9 +15,10 @@ use crate::image::{Images, pb};
 use crate::inject::batch::Batch;
 use crate::inject::{Entry, Infected, Placement, rseq};
 use crate::mem::{self, layout};
-use crate::procfs::{Mapping, Stat, fdinfo};
-use crate::task::freeze::{Frozen, FrozenProcess};
+use crate::procfs::{Mapping, Stat};
+use crate::task::freeze::{Frozen, FrozenProcess, freeze};
 use crate::task::record::{self, Outside};
+use crate::task::survey::{Survey, SurveyMode, recheck, refuse_outsiders, refuse_threads, refuse_unsupported, survey};
 use crate::task::{identity, signals};
 use crate::trace::{StopReason, Stopped};
 use crate::tty::record::{self as tty_records, Terminals};
@@ -32,6 +33,21 @@ pub struct Captured {
     threads: Vec<Stopped>,
     /// As they were before the parasite came.
     pub mappings: Vec<Mapping>,
+}
+
+/// Surveys a tree, freezes it, and captures it. `frozen_at` is called at the moment of the freeze.
+pub fn take(root: Pid, mode: SurveyMode, frozen_at: impl FnOnce()) -> Result<Tree> {
+    let before = survey(root, mode)?;
+    frozen_at();
+    let frozen = freeze(root)?;
+    // What changed between the survey and the freeze has not been checked yet.
+    let now = recheck(&before)?;
+    if mode == SurveyMode::Dump && !now.changes.is_empty() {
+        refuse_unsupported(&now.fresh)?;
+        refuse_threads(&now.fresh)?;
+        refuse_outsiders(&now.fresh)?;
+    }
+    capture(frozen, &now.fresh, mode)
 }
 
 /// A captured tree: its processes, parents first, and what is known of it.
@@ -52,15 +68,18 @@ struct Known {
     comm: String,
 }
 
-/// Captures a frozen tree. On an error every process is cured or released, and runs on.
-pub fn capture(frozen: Frozen, root: Pid) -> Result<Tree> {
+/// Captures a frozen tree, of which `survey` was read since the freeze. On an error every process is released and runs on.
+pub fn capture(frozen: Frozen, survey: &Survey, mode: SurveyMode) -> Result<Tree> {
     let zombies = frozen.zombies.clone();
+    let look = |process| look(process, survey);
     let known = frozen.processes.into_iter().map(look).collect::<Result<Vec<Known>>>()?;
     let tables: Vec<Table<'_>> = known.iter().map(Known::table).collect();
     let ofds = ofd::group(known.iter().flat_map(|known| known.descriptors.iter().map(|one| (known.pid, one))))?;
     let stats: Vec<&Stat> = known.iter().map(|known| &known.outside.stat).collect();
     let terminals = Terminals::find(&tables, &ofds, &stats)?;
-    refuse_outside(&tables)?;
+    if mode == SurveyMode::Dump {
+        refuse_outside(&tables)?;
+    }
     let mut images = Images::default();
     let mut ids = FileIds::after(&ofds);
     record_files(&mut images, &tables, &ofds, &terminals)?;
@@ -69,7 +88,7 @@ pub fn capture(frozen: Frozen, root: Pid) -> Result<Tree> {
     for pid in zombies {
         record::record_zombie(&mut images, &Stat::read(pid)?);
     }
-    sort_parents_first(&mut images, root);
+    sort_parents_first(&mut images, survey.root);
     Ok(Tree { processes, images })
 }
 
@@ -79,18 +98,17 @@ impl Known {
     }
 }
 
-/// Reads from outside what there is to know of one process.
-fn look(process: FrozenProcess) -> Result<Known> {
+/// Adds what only a tracer is told to what the survey says of a process.
+fn look(process: FrozenProcess, survey: &Survey) -> Result<Known> {
     let FrozenProcess { pid, pidfd, leader, threads } = process;
     let stop_signal = match leader.reason() {
         StopReason::GroupStop(signal) => Some(signal),
         _ => None,
     };
-    let outside = Outside::read(pid, stop_signal)?;
-    let mut descriptors = Vec::new();
-    for fd in fdinfo::list(pid)? {
-        descriptors.extend(Descriptor::read(pid, fd)?);
-    }
+    let facts = survey.task(pid).ok_or(Error::Gone(pid))?;
+    let alive = facts.alive().ok_or(Error::Gone(pid))?;
+    let outside = Outside::read(facts, alive, stop_signal)?;
+    let descriptors = alive.descriptors.clone();
     let comm = outside.stat.comm_text();
     Ok(Known { pid, pidfd, leader, threads, outside, descriptors, comm })
 }

@@ -17,7 +17,7 @@ use crate::mem::pages::{self, PAGE, PageRange, Wanted};
 use crate::mem::{self, status};
 use crate::sys::process::pidfd_send_signal;
 use crate::sys::ptrace;
-use crate::task::freeze::freeze;
+use crate::task::survey::SurveyMode;
 
 /// What becomes of the session once its images are complete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,9 +58,8 @@ pub struct Report {
 pub fn dump(request: &Request) -> Result<Report> {
     let start = Instant::now();
     let mut writer = Writer::create(&request.dir, request.overwrite)?;
-    let frozen_at = Instant::now();
-    let frozen = freeze(request.root)?;
-    let mut session = capture::capture(frozen, request.root)?;
+    let mut frozen_at = start;
+    let mut session = capture::take(request.root, SurveyMode::Dump, || frozen_at = Instant::now())?;
     let written = write(&mut writer, &mut session);
     let pages = give_back_on_error(&mut session, written)?;
     stamp(&mut session.images);

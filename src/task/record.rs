@@ -3,19 +3,20 @@
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use crate::error::{Result, Subject};
+use crate::error::{Error, Result};
 use crate::files::dump::FileIds;
-use crate::ids::{Pid, Tid};
+use crate::ids::Tid;
 use crate::image::{Images, pb};
 use crate::inject::ThreadState;
 use crate::mem;
-use crate::procfs::{Auxv, Mapping, Sharing, Stat, Status, attributes};
+use crate::procfs::{Auxv, Mapping, Sharing, Stat, Status};
 use crate::sys::process::attributes::{SchedAttr, get_robust_list, sched_getattr};
 use crate::sys::ptrace::{self, PendingQueue, RseqConfiguration};
 
 use super::identity::Identity;
 use super::regs;
 use super::signals::{self, Signals};
+use super::survey::{Alive, TaskFacts};
 
 /// CRIU's TASK_ALIVE, TASK_DEAD and TASK_STOPPED.
 pub const ALIVE: u32 = 1;
@@ -37,35 +38,35 @@ pub struct Outside {
     pub exe: PathBuf,
     pub cwd: PathBuf,
     pub root: PathBuf,
+    pub oom_score_adj: Option<i32>,
+    pub coredump_filter: Option<u32>,
     /// The signal that had stopped it.
     pub stop_signal: Option<i32>,
 }
 
 impl Outside {
-    /// Reads it all; the process is stopped by us.
-    pub fn read(pid: Pid, stop_signal: Option<i32>) -> Result<Outside> {
+    /// Adds to the facts of the survey what only a tracer is told; the process is stopped by us.
+    pub fn read(facts: &TaskFacts, alive: &Alive, stop_signal: Option<i32>) -> Result<Outside> {
+        let pid = facts.pid;
         let tid = Tid::from(pid);
-        let link = |name: &str| {
-            std::fs::read_link(crate::procfs::path(pid, name))
-                .map_err(|error| crate::procfs::failure("reading a link", pid, &error))
-        };
-        let robust = get_robust_list(tid)
-            .map_err(|errno| crate::error::Error::of_pid("asking for the robust list", pid, errno))?;
+        let robust = get_robust_list(tid).map_err(|errno| Error::of_pid("asking for the robust list", pid, errno))?;
         let rseq = ptrace::rseq_configuration(tid).ok().filter(|config| config.pointer != 0);
+        let unflagged = alive.maps.iter().any(|mapping| mapping.flags.is_none());
         Ok(Outside {
-            stat: Stat::read(pid)?,
-            status: Status::read(pid)?,
-            mappings: crate::procfs::maps::read_with_flags(pid)?,
-            auxv: Auxv::read(pid)?,
+            stat: facts.stat.clone(),
+            status: facts.status.clone(),
+            mappings: if unflagged { crate::procfs::maps::read_with_flags(pid)? } else { alive.maps.clone() },
+            auxv: alive.auxv.clone(),
             thread_pending: signals::pending(tid, PendingQueue::Thread)?,
             process_pending: signals::pending(tid, PendingQueue::Process)?,
             rseq,
             robust_list: (robust.0.0, robust.1),
-            sched: sched_getattr(tid)
-                .map_err(|errno| crate::error::Error::of_pid("asking for the scheduling", pid, errno))?,
-            exe: link("exe")?,
-            cwd: link("cwd")?,
-            root: link("root")?,
+            sched: sched_getattr(tid).map_err(|errno| Error::of_pid("asking for the scheduling", pid, errno))?,
+            exe: PathBuf::from(&alive.exe),
+            cwd: PathBuf::from(&alive.cwd),
+            root: PathBuf::from(&alive.root),
+            oom_score_adj: alive.oom_score_adj,
+            coredump_filter: alive.coredump_filter,
             stop_signal,
         })
     }
@@ -175,7 +176,7 @@ fn core(
         timers: Some(signals.timers),
         rlimits: Some(identity.limits.clone()),
         signals_s: Some(outside.process_pending.clone()),
-        oom_score_adj: attributes::oom_score_adj(outside.stat.pid)?,
+        oom_score_adj: outside.oom_score_adj,
         sigactions: signals.actions,
         child_subreaper: identity.subreaper.then_some(true),
         ..Default::default()
@@ -250,7 +251,7 @@ fn own_task(outside: &Outside, identity: &Identity) -> pb::PtyagentTask {
     pb::PtyagentTask {
         pid: Some(stat.pid.0 as u32),
         start_time: Some(stat.start_time),
-        oom_score_adj: attributes::oom_score_adj(stat.pid).ok().flatten(),
+        oom_score_adj: outside.oom_score_adj,
         nice: Some(stat.nice),
         ioprio: Some(identity.ioprio),
         personality: Some(identity.personality),
@@ -265,7 +266,7 @@ fn own_task(outside: &Outside, identity: &Identity) -> pb::PtyagentTask {
         exe: Some(outside.exe.as_os_str().as_bytes().to_vec()),
         exit_signal: Some(stat.exit_signal as u32),
         timer_slack_ns: Some(identity.timerslack),
-        coredump_filter: attributes::coredump_filter(stat.pid).ok().flatten(),
+        coredump_filter: outside.coredump_filter,
         thp_disabled: identity.thp_disabled.then_some(true),
         ..Default::default()
     }
@@ -319,9 +320,4 @@ pub fn record_zombie(images: &mut Images, stat: &Stat) {
         exit_signal: Some(stat.exit_signal as u32),
         ..Default::default()
     });
-}
-
-/// The subject of errors about a process's answers.
-pub fn subject(pid: Pid) -> Subject {
-    Subject::Pid(pid)
 }
