@@ -13,6 +13,13 @@ pub mod ids;
 #[path = "../parasite/src/wire.rs"]
 pub mod wire;
 
+/// What runs inside a tracee and, where the descriptors are at hand, in this process as well.
+#[path = "../parasite/src"]
+pub mod parasite_side {
+    pub mod queue;
+    pub mod sys;
+}
+
 pub mod check;
 pub mod demo;
 pub mod dump;

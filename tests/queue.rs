@@ -1,0 +1,360 @@
+//! Queues are captured and put back, into the same pty and into a fresh one; a control pty that was left alone must read the same.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
+
+use ptyagent::parasite_side::queue as side;
+use ptyagent::sys::tty::{self, Termios2};
+use ptyagent::tty::queue::{Queues, empty_hold};
+
+const ECHO: u32 = libc::ECHO;
+
+struct Pty {
+    master: OwnedFd,
+    slave: OwnedFd,
+}
+
+/// How a scenario puts input back.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Way {
+    Any,
+    NoSimulation,
+}
+
+impl Pty {
+    fn new() -> Pty {
+        let flags = nix::fcntl::OFlag::O_RDWR | nix::fcntl::OFlag::O_NOCTTY | nix::fcntl::OFlag::O_NONBLOCK;
+        let master: OwnedFd = nix::pty::posix_openpt(flags).unwrap().into();
+        tty::set_lock(master.as_fd(), false).unwrap();
+        let slave = tty::open_peer(master.as_fd(), libc::O_RDWR | libc::O_NOCTTY | libc::O_NONBLOCK).unwrap();
+        Pty { master, slave }
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Termios2)) {
+        let mut termios = tty::get_termios(self.slave.as_fd()).unwrap();
+        change(&mut termios);
+        tty::set_termios(self.slave.as_fd(), &termios).unwrap();
+    }
+
+    /// Types bytes in small writes until the kernel takes no more, and waits until they are processed as far as they will be.
+    fn keys(&self, bytes: &[u8]) {
+        for chunk in bytes.chunks(500) {
+            if nix::unistd::write(&self.master, chunk).is_err() {
+                break;
+            }
+        }
+        self.settle();
+    }
+
+    fn say(&self, bytes: &[u8]) {
+        for chunk in bytes.chunks(500) {
+            if nix::unistd::write(&self.slave, chunk).is_err() {
+                break;
+            }
+        }
+    }
+
+    /// Polls until both sides show the same readable counts for 4 ms.
+    fn settle(&self) {
+        let mut seen = None;
+        loop {
+            ready(self.slave.as_fd(), libc::POLLIN);
+            let now = (tty::unread(self.slave.as_fd()).ok(), tty::unread(self.master.as_fd()).ok());
+            if seen == Some(now) {
+                return;
+            }
+            seen = Some(now);
+            nix::poll::poll(&mut [], 4u16).unwrap();
+        }
+    }
+
+    fn drain(&self) -> Box<side::Hold> {
+        let mut hold = empty_hold();
+        (hold.slave, hold.master) = (self.slave.as_raw_fd(), self.master.as_raw_fd());
+        assert_eq!(side::drain(&mut hold), 0);
+        assert_eq!(hold.phase, side::HELD);
+        hold
+    }
+
+    fn put(&self, queues: &Queues, way: Way) -> i64 {
+        let mut hold = queues.to_hold(self.slave.as_raw_fd(), self.master.as_raw_fd()).unwrap();
+        hold.no_sti = u32::from(way == Way::NoSimulation);
+        side::put_back(&mut hold)
+    }
+}
+
+fn ready(fd: BorrowedFd<'_>, events: i16) -> bool {
+    let mut one = libc::pollfd { fd: fd.as_raw_fd(), events, revents: 0 };
+    let mut fds = [nix::poll::PollFd::new(fd, nix::poll::PollFlags::from_bits_truncate(events))];
+    one.revents = match nix::poll::poll(&mut fds, 0u16) {
+        Ok(n) if n > 0 => fds[0].revents().map_or(0, |flags| flags.bits()),
+        _ => 0,
+    };
+    one.revents & events != 0
+}
+
+fn reads(fd: BorrowedFd<'_>, size: usize) -> Vec<Vec<u8>> {
+    let mut all = Vec::new();
+    while ready(fd, libc::POLLIN) {
+        let mut buffer = vec![0; size];
+        let count = nix::unistd::read(fd, &mut buffer).unwrap();
+        buffer.truncate(count);
+        all.push(buffer);
+    }
+    all
+}
+
+/// Everything that the two users can see from now on.
+fn observe(pty: &Pty, size: usize) -> HashMap<&'static str, Vec<Vec<u8>>> {
+    let mut seen = HashMap::new();
+    let (master, slave) = (pty.master.as_fd(), pty.slave.as_fd());
+    let canonical = tty::get_termios(slave).unwrap().c_lflag & libc::ICANON != 0;
+    seen.insert("writable", vec![vec![u8::from(ready(slave, libc::POLLOUT)), u8::from(ready(master, libc::POLLOUT))]]);
+    seen.insert("packet", vec![vec![u8::from(tty::get_packet(master).unwrap())]]);
+    let mut lines = |name, reads: Vec<Vec<u8>>| {
+        let reads = if canonical { reads } else { vec![reads.concat()] };
+        seen.insert(name, reads);
+    };
+    let output = |fd| vec![reads(fd, 4096).concat()];
+    lines("output", output(master));
+    lines("input", reads(slave, size));
+    lines("echo", output(master));
+    pty.keys(b"q\x16\x03r\r\n");
+    lines("typed", reads(slave, size));
+    lines("typed echo", output(master));
+    tty::xonc(slave, tty::TCOON).unwrap();
+    seen.insert("writable after TCOON", vec![vec![u8::from(ready(slave, libc::POLLOUT))]]);
+    pty.keys(b"\x11z");
+    seen.insert("writable after START", vec![vec![u8::from(ready(slave, libc::POLLOUT))]]);
+    pty.say(b"s\n");
+    seen.insert("said", output(master));
+    pty.change(|t| t.c_lflag &= !libc::ICANON);
+    seen.insert("left", vec![reads(slave, size).concat()]);
+    seen
+}
+
+fn differences(control: &HashMap<&'static str, Vec<Vec<u8>>>, other: &HashMap<&'static str, Vec<Vec<u8>>>) -> String {
+    let mut text = String::new();
+    for (name, want) in control {
+        let got = &other[name];
+        if want != got {
+            let at = want.concat().iter().zip(got.concat().iter()).position(|(a, b)| a != b);
+            let sizes = |list: &Vec<Vec<u8>>| list.iter().map(Vec::len).collect::<Vec<_>>();
+            let short =
+                |list: &Vec<Vec<u8>>| String::from_utf8_lossy(&list.concat()).chars().take(60).collect::<String>();
+            text += &format!(
+                "  {name}: want {:?} {:?}, got {:?} {:?}, first difference at {at:?}\n",
+                sizes(want),
+                short(want),
+                sizes(got),
+                short(got)
+            );
+        }
+    }
+    text
+}
+
+/// Empty where the captured pty and a fresh one read as the control does.
+fn compare(setup: &dyn Fn(&Pty), size: usize, way: Way) -> String {
+    let control = Pty::new();
+    setup(&control);
+    let control = observe(&control, size);
+    let same = Pty::new();
+    setup(&same);
+    let before = tty::get_termios(same.slave.as_fd()).unwrap();
+    let queues = Queues::from_hold(&same.drain()).unwrap();
+    assert_eq!(tty::get_termios(same.slave.as_fd()).unwrap(), before);
+    let fresh = Pty::new();
+    let mut text = String::new();
+    for (name, pty) in [("same", same), ("fresh", fresh)] {
+        let result = pty.put(&queues, way);
+        if result != 0 {
+            text += &format!(" {name}: put_back {result}\n");
+        }
+        assert_eq!(tty::get_termios(pty.slave.as_fd()).unwrap(), before);
+        let found = differences(&control, &observe(&pty, size));
+        if !found.is_empty() {
+            text += &format!(" {name}, read size {size}, {way:?}:\n{found}");
+        }
+    }
+    text
+}
+
+fn check(name: &str, setup: impl Fn(&Pty)) {
+    let mut text = String::new();
+    for way in [Way::Any, Way::NoSimulation] {
+        for size in [4096, 7] {
+            text += &compare(&setup, size, way);
+        }
+    }
+    assert!(text.is_empty(), "{name}:\n{text}");
+}
+
+fn quoted(bytes: impl Iterator<Item = u8>) -> Vec<u8> {
+    bytes.flat_map(|byte| [0x16, byte]).collect()
+}
+
+#[test]
+fn nothing_is_queued() {
+    check("canonical", |_| {});
+    check("raw", |p| p.change(|t| t.c_lflag &= !libc::ICANON));
+}
+
+#[test]
+fn lines_and_partials() {
+    let inputs: [&[u8]; 12] = [
+        b"one\n",
+        b"one\ntwo\r\nthree\n",
+        b"part",
+        b"one\ntwo\npart",
+        b"\x04",
+        b"\x04\x04",
+        b"abc\x04",
+        b"abc\x04\x04def\nx",
+        b"a\x16\nb\x16\n",
+        b"a\x16\nb\n\x16",
+        b"\x16",
+        b"nul\0in\0\n\0",
+    ];
+    for input in inputs {
+        check(&format!("{input:?}"), |p| p.keys(input));
+        check(&format!("{input:?} without echo"), |p| {
+            p.change(|t| t.c_lflag &= !ECHO);
+            p.keys(input);
+        });
+    }
+}
+
+#[test]
+fn ends_of_line() {
+    check("VEOL and VEOL2", |p| {
+        p.change(|t| (t.c_cc[libc::VEOL], t.c_cc[libc::VEOL2]) = (b';', b'!'));
+        p.keys(b"one;two!three\nfour;\x16;five\x16!\x04part;part");
+    });
+    check("VEOL is what we would use", |p| {
+        p.change(|t| (t.c_cc[libc::VEOL], t.c_cc[libc::VEOL2]) = (0x04, 0x16));
+        p.keys(b"one\x04two\x16three\nfour");
+    });
+}
+
+#[test]
+fn every_byte() {
+    let all = quoted(0..=255);
+    check("line", |p| p.keys(&[&all[..], b"\n"].concat()));
+    check("partial", |p| p.keys(&all));
+    check("ended by EOF", |p| p.keys(&[&all[..], b"\x04"].concat()));
+    check("with PARMRK", |p| {
+        p.change(|t| t.c_iflag |= libc::PARMRK);
+        p.keys(&[&all[..], b"\nrest\xff"].concat());
+    });
+}
+
+#[test]
+fn raw_input() {
+    for size in [1, 4000, 4095, 20000] {
+        check(&format!("raw {size}"), |p| {
+            p.change(|t| t.c_lflag &= !(libc::ICANON | ECHO));
+            p.keys(&(0..size).map(|i| b'a' + (i % 23) as u8).collect::<Vec<_>>());
+        });
+    }
+}
+
+#[test]
+fn unread_output() {
+    check("one byte", |p| p.say(b"x"));
+    check("until there is no room", |p| p.say(&b"0123456789abcdef\n".repeat(2000)));
+    check("output and input", |p| {
+        p.say(b"prompt\n$ ");
+        p.keys(b"ls\npart");
+    });
+}
+
+#[test]
+fn flow_is_stopped() {
+    check("by TCOOFF", |p| {
+        p.say(b"out\n");
+        tty::xonc(p.slave.as_fd(), tty::TCOOFF).unwrap();
+        p.keys(b"line\n");
+    });
+    check("by ^S", |p| {
+        p.say(b"out\n");
+        p.keys(b"\x13");
+    });
+    check("by ^S, then typed", |p| p.keys(b"\x13line\npart"));
+    check("master by TCOOFF", |p| {
+        p.keys(b"line\n");
+        tty::xonc(p.master.as_fd(), tty::TCOOFF).unwrap();
+    });
+}
+
+#[test]
+fn packet_mode() {
+    for bits in [0u8, 1, 4, 8] {
+        check(&format!("status {bits}"), |p| {
+            p.say(b"out\n");
+            tty::set_packet(p.master.as_fd(), true).unwrap();
+            if bits & 1 != 0 {
+                tty::flush(p.slave.as_fd(), tty::TCIFLUSH).unwrap();
+            }
+            if bits & 12 != 0 {
+                tty::xonc(p.slave.as_fd(), tty::TCOOFF).unwrap();
+            }
+            if bits & 8 != 0 {
+                tty::xonc(p.slave.as_fd(), tty::TCOON).unwrap();
+            }
+            p.keys(b"line\npart");
+        });
+    }
+}
+
+#[test]
+fn the_victims_flags_stay() {
+    let pty = Pty::new();
+    for flags in [0, libc::O_NONBLOCK] {
+        for fd in [&pty.master, &pty.slave] {
+            nix::fcntl::fcntl(fd, nix::fcntl::F_SETFL(nix::fcntl::OFlag::from_bits_truncate(flags))).unwrap();
+        }
+        nix::unistd::write(&pty.master, b"line\n").unwrap();
+        let queues = Queues::from_hold(&pty.drain()).unwrap();
+        assert_eq!(queues.lines.len(), 1);
+        assert_eq!(pty.put(&queues, Way::Any), 0);
+        for fd in [&pty.master, &pty.slave] {
+            assert_eq!(nix::fcntl::fcntl(fd, nix::fcntl::F_GETFL).unwrap() & libc::O_NONBLOCK, flags);
+        }
+        assert_eq!(reads(pty.slave.as_fd(), 100), [b"line\n"]);
+    }
+}
+
+#[test]
+fn pastes_beyond_the_line_buffer() {
+    let text = |end: &str| (0..800).map(|i| format!("paste line number {i:04}{end}")).collect::<String>().into_bytes();
+    check("LF lines", |p| p.keys(&text("\n")));
+    check("CR lines", |p| p.keys(&text("\r")));
+    check("a line that overflows", |p| {
+        p.change(|t| t.c_lflag &= !ECHO);
+        p.keys(&[&[b'x'; 6000][..], b"\n"].concat());
+    });
+}
+
+#[test]
+fn an_idle_terminal_is_fast() {
+    for raw in [true, false] {
+        let pty = Pty::new();
+        if raw {
+            pty.change(|t| t.c_lflag &= !(libc::ICANON | ECHO));
+        }
+        let mut best = (u128::MAX, u128::MAX);
+        for _ in 0..50 {
+            let mut hold = empty_hold();
+            (hold.slave, hold.master) = (pty.slave.as_raw_fd(), pty.master.as_raw_fd());
+            let start = Instant::now();
+            assert_eq!(side::drain(&mut hold), 0);
+            let drained = start.elapsed().as_nanos();
+            assert_eq!(side::put_back(&mut hold), 0);
+            best = (best.0.min(drained), best.1.min(start.elapsed().as_nanos() - drained));
+        }
+        println!("raw {raw}: drain {} ns, put back {} ns", best.0, best.1);
+        assert!(best.0 < 10_000_000);
+    }
+}
