@@ -10,7 +10,6 @@ const WORKER_WAIT: i32 = 20;
 
 const STATUS_FLUSHREAD: u32 = 0x01;
 const STATUS_FLUSHWRITE: u32 = 0x02;
-const STATUS_STOP: u32 = 0x04;
 const STATUS_START: u32 = 0x08;
 const STATUS_FLOW: u32 = 0x30;
 const STATUS_IOCTL: u32 = 0x40;
@@ -140,6 +139,8 @@ fn put_output(hold: &mut Hold, work: &Work) -> Io<()> {
         }
         match io::write_now(work.slave, chunk) {
             Ok(count) => hold.output_put += count as u32,
+            // The worker may still be moving bytes into the line buffer.
+            Err(io::EAGAIN) if io::await_that(STEP_WAIT, || io::ready(work.slave, POLLOUT)) => {}
             Err(io::EAGAIN) => break,
             Err(error) => return Err(error),
         }
@@ -147,7 +148,7 @@ fn put_output(hold: &mut Hold, work: &Work) -> Io<()> {
     Ok(())
 }
 
-/// Stops the output as it was stopped. A STOP character goes through the input, which is still empty.
+/// Stops the output as it was stopped, which in packet mode leaves its status bit. A STOP character goes through the input, which is still empty.
 fn put_flow(hold: &Hold, work: &mut Work) -> Io<()> {
     match hold.flow {
         FLOW_IOCTL => io::xonc(work.slave, 0),
@@ -161,9 +162,6 @@ fn put_flow(hold: &Hold, work: &mut Work) -> Io<()> {
             type_bytes(work, &[settings.cc[VSTOP]])?;
             flush_typed(work)?;
             await_worker(|| !io::ready(work.slave, POLLOUT), work);
-            if hold.status != 0 && hold.status & STATUS_STOP == 0 {
-                // No way to stop without raising the bit: a known gap.
-            }
             Ok(())
         }
         _ => Ok(()),
@@ -359,6 +357,7 @@ fn put_flip(hold: &mut Hold, work: &Work) -> Io<()> {
     while let Some(rest) = flip.get(hold.flip_put as usize..).filter(|rest| !rest.is_empty()) {
         match io::write_now(work.master, rest.get(..CHUNK).unwrap_or(rest)) {
             Ok(count) => hold.flip_put += count as u32,
+            Err(io::EAGAIN) if io::await_that(STEP_WAIT, || io::ready(work.master, POLLOUT)) => {}
             Err(io::EAGAIN) => break,
             Err(error) => return Err(error),
         }
