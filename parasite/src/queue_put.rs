@@ -5,6 +5,8 @@ use super::*;
 
 /// Largest write: nine buffers of this size, used twice each, are what the kernel queues behind a full line buffer.
 const CHUNK: usize = 1024;
+/// Bytes in a full line buffer.
+const RING: usize = 4095;
 const STEP_WAIT: u64 = 50_000;
 const WORKER_WAIT: i32 = 20;
 
@@ -130,10 +132,13 @@ fn neutral(hold: &Hold) -> Settings {
     Settings { iflag: settings.iflag & !PARMRK, oflag: settings.oflag & !OPOST, ..settings }
 }
 
+/// The master's line buffer is filled first and the worker awaited: what is queued behind it then gets all the room there is.
 fn put_output(hold: &mut Hold, work: &Work) -> Io<()> {
     io::set_settings(work.slave, &neutral(hold))?;
     while let Some(rest) = hold.output.get(hold.output_put as usize..hold.output_len as usize) {
-        let chunk = rest.get(..CHUNK.min(rest.len())).unwrap_or_default();
+        let ring = RING.saturating_sub(hold.output_put as usize);
+        let limit = if ring > 0 { CHUNK.min(ring) } else { CHUNK };
+        let chunk = rest.get(..limit).unwrap_or(rest);
         if chunk.is_empty() {
             break;
         }
@@ -143,6 +148,9 @@ fn put_output(hold: &mut Hold, work: &Work) -> Io<()> {
             Err(io::EAGAIN) if io::await_that(STEP_WAIT, || io::ready(work.slave, POLLOUT)) => {}
             Err(io::EAGAIN) => break,
             Err(error) => return Err(error),
+        }
+        if hold.output_put as usize == RING {
+            io::await_that(STEP_WAIT, || io::unread(work.master) as usize >= RING);
         }
     }
     Ok(())
