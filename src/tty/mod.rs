@@ -1,3 +1,4 @@
 //! Terminals: which device a descriptor is, and the three levels (terminal, open file description, descriptor).
 
 pub mod queue;
+pub mod termios;
