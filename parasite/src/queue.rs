@@ -23,6 +23,7 @@ mod io;
 #[path = "queue_put.rs"]
 mod put;
 
+#[allow(unused_imports)]
 pub use drain::{can_put_back, drain};
 pub use put::put_back;
 
@@ -54,6 +55,7 @@ pub const END_EOL: u16 = 2;
 pub const END_EOL2: u16 = 3;
 
 /// [`Hold::flow`]: output runs.
+#[allow(dead_code)]
 pub const FLOW_RUNS: u32 = 0;
 /// [`Hold::flow`]: stopped by TCXONC, TCOOFF.
 pub const FLOW_IOCTL: u32 = 1;

@@ -152,7 +152,7 @@ fn read_canonical(hold: &mut Hold, work: &Work) -> Io<()> {
     }
     neutral.cc[VEOL] = SENTINEL;
     io::set_settings(work.slave, &neutral)?;
-    let sent = send_sentinels(work)?;
+    let sent = send_sentinels(work, before)?;
     let through = if lines {
         sent > 0 && io::await_that(SENTINEL_WAIT, || io::unread(work.slave) > before)
     } else {
@@ -160,7 +160,9 @@ fn read_canonical(hold: &mut Hold, work: &Work) -> Io<()> {
         io::ready(work.slave, POLLIN)
     };
     if through {
-        read_lines(hold, work)
+        read_lines(hold, work)?;
+        take_sentinels(hold, if work.master < 0 { sent } else { 0 });
+        Ok(())
     } else if !lines {
         read_partial(hold, work, sent)
     } else if work.master < 0 {
@@ -175,10 +177,14 @@ fn keep_stop_characters(from: &Settings, to: &mut Settings) {
     to.cc[VSTART] = from.cc[VSTART];
 }
 
-/// Two sentinels behind the input; yields how many were sent: none to a master that is stopped or has no room.
-fn send_sentinels(work: &Work) -> Io<usize> {
+/// Sentinels behind the input; yields how many were sent. To a master two, or none if it is stopped or has no room. Simulated ones are
+/// processed at once, and dropped by a full buffer, so the second is sent only where the first has ended no line.
+fn send_sentinels(work: &Work, before: u32) -> Io<usize> {
     if work.master < 0 {
         io::simulate(work.slave, SENTINEL)?;
+        if io::unread(work.slave) > before {
+            return Ok(1);
+        }
         io::simulate(work.slave, SENTINEL)?;
         return Ok(2);
     }
@@ -200,17 +206,13 @@ fn read_partial(hold: &mut Hold, work: &Work, sent: usize) -> Io<()> {
 
 /// Everything has been processed and the sentinels end the last line.
 fn read_lines(hold: &mut Hold, work: &Work) -> Io<()> {
-    let mut slots = 0;
     while io::ready(work.slave, POLLIN) {
         let from = hold.input_len as usize;
         let count = read_some(hold, work.slave, usize::MAX)?;
         let last = hold.input.get(from..from + count).and_then(|line| line.last().copied());
         let end = hold.settings.end_of(last);
         push_line(hold, count as u32, end)?;
-        slots += count as u32 + u32::from(end == END_EOF);
     }
-    hold.ring_len = hold.input_len;
-    take_sentinels(hold, slots, work.master < 0);
     Ok(())
 }
 
@@ -229,22 +231,18 @@ fn last_line_len(hold: &Hold) -> usize {
 }
 
 /// Turns the lines that the sentinels ended into the unfinished line. A literal-next has kept the first one from ending a line.
-fn take_sentinels(hold: &mut Hold, slots: u32, external: bool) {
+/// `simulated`: how many were sent by simulated typing, 0 where two went through the master.
+fn take_sentinels(hold: &mut Hold, simulated: usize) {
     let len = last_line_len(hold);
-    if len == 1 && hold.line_count > 1 {
+    if simulated == 0 && len == 1 && hold.line_count > 1 {
         // The second sentinel's own line.
         hold.line_count -= 1;
-        hold.input_len -= 1;
-        hold.input_len -= (last_line_len(hold) > 0) as u32;
-        hold.line_count -= 1;
+        strip_sentinels(hold, 2);
     } else {
-        let end = hold.input_len as usize;
-        let both = len >= 2 && hold.input.get(end - 2..end) == Some(&[SENTINEL, SENTINEL]);
-        // From an external master the second one may have found no room.
-        hold.lnext = u32::from(!(external && slots >= hold.settings.ring_limit()));
-        hold.input_len -= if both && hold.lnext == 1 { 2 } else { (len > 0) as u32 };
-        hold.line_count = hold.line_count.saturating_sub(1);
+        hold.lnext = u32::from(simulated != 1);
+        strip_sentinels(hold, if simulated == 1 { 1 } else { 2.min(len) });
     }
+    hold.line_count = hold.line_count.saturating_sub(1);
     hold.ring_len = hold.input_len;
 }
 

@@ -198,8 +198,9 @@ fn put_echoes(hold: &mut Hold, work: &mut Work) -> Io<()> {
     for (at, byte) in echo.iter().enumerate() {
         // The carriage return comes back when the newline is written.
         let doubled = newlines && *byte == b'\r' && echo.get(at + 1) == Some(&b'\n');
-        let special = settings.iflag & IXON != 0 && (*byte == settings.cc[VSTOP] || *byte == settings.cc[VSTART]);
-        if !doubled && !(special && *byte != 0) && count < 4000 {
+        let special =
+            settings.iflag & IXON != 0 && *byte != 0 && (*byte == settings.cc[VSTOP] || *byte == settings.cc[VSTART]);
+        if !doubled && !special && count < 4000 {
             type_bytes(work, &[*byte])?;
             count += 1;
         }

@@ -4,10 +4,14 @@
 //! line under neutral settings, and puts both back. [`Queues`] is what a [`Hold`] holds, with lengths that are right by
 //! construction; a [`Hold`] from a tracee or an image is not trusted.
 //!
-//! What stays ambiguous: a line ended by an EOF mark whose last byte is a quoted newline, VEOL or VEOL2 comes back ended by that
-//! byte (the reads are the same). Where the line buffer was full: an EOF mark and a NUL at the end of its last line, the exact place where
-//! the buffer ends, a pending literal-next. The 4096th byte of an unfinished line that has overflowed is lost; nothing in canonical mode can read it.
-//! Column and erase state of the line discipline, and the layout of echoes that were held back, cannot be asked for.
+//! What stays ambiguous:
+//! - A line whose last byte is a quoted newline, VEOL or VEOL2 and that an EOF mark ends comes back ended by that byte. The reads are
+//!   the same, the line takes one slot less; behind a full line buffer that many bytes are then processed earlier, with their echo.
+//! - In a full line buffer: an EOF mark against a NUL at the end of its last line, a pending literal-next, and with PARMRK
+//!   the last slot or two.
+//! - The 4096th byte of an unfinished line that has overflowed; nothing in canonical mode can read it.
+//! - A stop without its packet status bit while another bit is pending comes back with it.
+//! - Column and erase state of the line discipline, and tabs in echoes that were held back, cannot be asked for.
 
 use crate::error::{Error, Result};
 use crate::parasite_side::queue as side;
