@@ -4,3 +4,4 @@ pub mod queue;
 pub mod record;
 pub mod restore;
 pub mod state;
+pub mod termios;
