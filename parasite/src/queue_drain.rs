@@ -19,9 +19,9 @@ struct Work {
 }
 
 /// 0 where what `drain` reads can be put back, else a negated errno: EPERM or EIO where the master is external and the kernel does not
-/// let us use TIOCSTI (see dev.tty.legacy_tiocsti), EBADF without a slave. Changes nothing.
+/// let us use TIOCSTI (see dev.tty.legacy_tiocsti), EBADF without a descriptor. Changes nothing.
 pub fn can_put_back(hold: &Hold) -> i64 {
-    if hold.slave < 0 {
+    if hold.slave < 0 && hold.master < 0 {
         return io::EBADF;
     }
     match (hold.master >= 0, hold.no_sti == 0 && io::may_simulate(hold.slave)) {
@@ -42,6 +42,9 @@ pub fn drain(hold: &mut Hold) -> i64 {
         return if possible != 0 { possible } else { io::EINVAL };
     }
     let own = io::open_own(hold.slave, hold.master);
+    if own.is_none() && hold.slave < 0 {
+        return io::EBADF;
+    }
     let work = Work { slave: own.unwrap_or(hold.slave), master: hold.master, own };
     let result = run(hold, &work);
     if let Some(fd) = work.own {
