@@ -279,7 +279,7 @@ fn read_full(hold: &mut Hold, work: &Work, neutral: Settings, before: u32, sent:
     let from = hold.input_len as usize;
     io::set_settings(work.slave, &Settings { lflag: settings.lflag & !ICANON, ..settings })?;
     read_rest(hold, work.slave)?;
-    if hold.input_len > before && from < before as usize {
+    if from < before as usize {
         end_last_line(hold, from, len)?;
     }
     strip_sentinels(hold, sent);
