@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Refusal, Result, Subject};
 use crate::files::dump as file_records;
 use crate::files::dump::{FileIds, Table};
 use crate::files::kind::{Descriptor, FileKind};
@@ -13,7 +13,7 @@ use crate::files::ofd::{self, OfdTable};
 use crate::ids::{Pid, Tid};
 use crate::image::{Images, pb};
 use crate::inject::batch::Batch;
-use crate::inject::{Entry, Infected, Placement, rseq};
+use crate::inject::{Entry, Infected, Placement, ThreadState, restart, rseq};
 use crate::mem::{self, layout};
 use crate::procfs::{Mapping, Stat};
 use crate::task::freeze::{Frozen, FrozenProcess, freeze};
@@ -177,11 +177,34 @@ fn infect_and_ask(
         for tty in &asked.ttys {
             tty.answers(&answers, &mut records)?;
         }
-        record::record(images, ids, &asked.outside, captured.tracee.original(), signals, &identity)?;
+        let state = recordable(&captured, &asked.outside)?;
+        record::record(images, ids, &asked.outside, &state, signals, &identity)?;
         processes.push(captured);
     }
     tty_records::record(images, ids, terminals, records);
     Ok(processes)
+}
+
+/// The state that the images keep: a call that the kernel has restarted before gets its own number back.
+fn recordable(captured: &Captured, outside: &Outside) -> Result<ThreadState> {
+    use std::os::unix::fs::FileExt;
+    let mut state = captured.tracee.original().clone();
+    if !restart::is_restarted(&state.regs) {
+        return Ok(state);
+    }
+    let mut code = [0u8; restart::LOOK_BACK as usize];
+    let at = state.regs.rip.wrapping_sub(2 + restart::LOOK_BACK);
+    captured.tracee.mem().read_exact_at(&mut code, at).during("reading the code", Subject::Pid(captured.pid))?;
+    state.regs.orig_rax = restart::restarted_call(&state.regs, &code).ok_or_else(|| {
+        Error::Refused(Refusal {
+            pid: captured.pid,
+            comm: outside.stat.comm_text(),
+            fd: None,
+            kind: "it sleeps in a system call that was interrupted before, and its code does not say which".into(),
+            remedy: "wait until it wakes up, then dump again".into(),
+        })
+    })?;
+    Ok(state)
 }
 
 fn infect(pid: Pid, pidfd: &OwnedFd, leader: Stopped, outside: &Outside) -> Result<Infected> {
