@@ -87,7 +87,7 @@ pub fn capture(frozen: Frozen, survey: &Survey, mode: SurveyMode) -> Result<Tree
     record_files(&mut images, &tables, &ofds, &terminals)?;
     drop(tables);
     tracing::debug!("files recorded");
-    let processes = infect_and_ask(known, &mut images, &mut ids, &terminals)?;
+    let processes = infect_and_ask(known, &mut images, &mut ids, &terminals, mode)?;
     for pid in zombies {
         record::record_zombie(&mut images, &Stat::read(pid)?);
     }
@@ -141,6 +141,7 @@ fn infect_and_ask(
     images: &mut Images,
     ids: &mut FileIds,
     terminals: &Terminals,
+    mode: SurveyMode,
 ) -> Result<Vec<Captured>> {
     struct Asked {
         outside: Outside,
@@ -177,7 +178,7 @@ fn infect_and_ask(
         for tty in &asked.ttys {
             tty.answers(&answers, &mut records)?;
         }
-        let state = recordable(&captured, &asked.outside)?;
+        let state = recordable(&captured, &asked.outside, mode)?;
         record::record(images, ids, &asked.outside, &state, signals, &identity)?;
         processes.push(captured);
     }
@@ -186,7 +187,7 @@ fn infect_and_ask(
 }
 
 /// The state that the images keep: a call that the kernel has restarted before gets its own number back.
-fn recordable(captured: &Captured, outside: &Outside) -> Result<ThreadState> {
+fn recordable(captured: &Captured, outside: &Outside, mode: SurveyMode) -> Result<ThreadState> {
     use std::os::unix::fs::FileExt;
     let mut state = captured.tracee.original().clone();
     if !restart::is_restarted(&state.regs) {
@@ -195,15 +196,19 @@ fn recordable(captured: &Captured, outside: &Outside) -> Result<ThreadState> {
     let mut code = [0u8; restart::LOOK_BACK as usize];
     let at = state.regs.rip.wrapping_sub(2 + restart::LOOK_BACK);
     captured.tracee.mem().read_exact_at(&mut code, at).during("reading the code", Subject::Pid(captured.pid))?;
-    state.regs.orig_rax = restart::restarted_call(&state.regs, &code).ok_or_else(|| {
-        Error::Refused(Refusal {
-            pid: captured.pid,
-            comm: outside.stat.comm_text(),
-            fd: None,
-            kind: "it sleeps in a system call that was interrupted before, and its code does not say which".into(),
-            remedy: "wait until it wakes up, then dump again".into(),
-        })
-    })?;
+    match restart::restarted_call(&state.regs, &code) {
+        Some(number) => state.regs.orig_rax = number,
+        None if mode == SurveyMode::Inspect => {}
+        None => {
+            return Err(Error::Refused(Refusal {
+                pid: captured.pid,
+                comm: outside.stat.comm_text(),
+                fd: None,
+                kind: "it sleeps in a system call that was interrupted before, and its code does not say which".into(),
+                remedy: "wait until it wakes up, then dump again".into(),
+            }));
+        }
+    }
     Ok(state)
 }
 
