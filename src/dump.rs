@@ -1,7 +1,8 @@
 //! The story of a dump: survey, freeze, infect, collect, drain the queues, write, then let go or kill.
 //!
 //! Nothing is stopped before the target directory is known to be usable. The images appear in it by one rename, after everything is on
-//! disk; only then is a session killed. Whatever fails before gives the session back everything and lets it run on.
+//! disk; only then is a session killed. A session that is to run on does so as soon as everything is read. Whatever fails before gives the
+//! session back everything: dropping a captured process makes its parasite put back what it holds, and leave.
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -18,6 +19,7 @@ use crate::mem::{self, status};
 use crate::sys::process::pidfd_send_signal;
 use crate::sys::ptrace;
 use crate::task::survey::SurveyMode;
+use crate::tty::drain::{self, Drained};
 
 /// What becomes of the session once its images are complete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,7 +45,7 @@ pub struct Report {
     pub dir: PathBuf,
     pub tasks: usize,
     pub terminals: usize,
-    /// Microseconds during which the session did not run, because of us.
+    /// Microseconds from the freeze until everything was read, when the session ran on or could have.
     pub frozen_us: u64,
     /// Microseconds of the whole dump.
     pub total_us: u64,
@@ -60,24 +62,29 @@ pub fn dump(request: &Request) -> Result<Report> {
     let mut writer = Writer::create(&request.dir, request.overwrite)?;
     let mut frozen_at = start;
     let mut session = capture::take(request.root, SurveyMode::Dump, || frozen_at = Instant::now())?;
-    let written = write(&mut writer, &mut session);
-    let pages = give_back_on_error(&mut session, written)?;
+    let pages = write(&mut writer, &mut session)?;
+    let drained = drain::drain(&mut session.processes, &mut session.images)?;
     stamp(&mut session.images);
-    let commit = match writer.commit(&session.images) {
-        Ok(commit) => commit,
-        Err(error) => {
-            session.release()?;
-            return Err(error);
+    let (tasks, terminals) = (session.images.pstree.len(), session.images.tty_info.len());
+    let Tree { processes, images } = session;
+    let (frozen_us, commit) = match request.after {
+        After::Kill => {
+            let captured_us = micros(frozen_at);
+            let commit = writer.commit(&images)?;
+            kill(processes, &images)?;
+            (captured_us, commit)
+        }
+        After::LeaveRunning | After::LeaveStopped => {
+            let frozen_us = let_go(processes, &drained, request.after, frozen_at)?;
+            (frozen_us, writer.commit(&images)?)
         }
     };
-    let (tasks, terminals) = (session.images.pstree.len(), session.images.tty_info.len());
-    finish(session, request.after)?;
     Ok(Report {
         root: request.root,
         dir: request.dir.clone(),
         tasks,
         terminals,
-        frozen_us: micros(frozen_at),
+        frozen_us,
         total_us: micros(start),
         pages,
         bytes: commit.bytes,
@@ -87,10 +94,6 @@ pub fn dump(request: &Request) -> Result<Report> {
 
 fn micros(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
-}
-
-fn give_back_on_error<T>(_session: &mut Tree, result: Result<T>) -> Result<T> {
-    result
 }
 
 /// Writes the pages of every process; yields their number.
@@ -151,24 +154,24 @@ fn stamp(images: &mut Images) {
     });
 }
 
-/// Kills the tree, or lets it go.
-fn finish(session: Tree, after: After) -> Result<()> {
-    match after {
-        After::LeaveRunning => session.release(),
-        After::LeaveStopped => {
-            for process in &session.processes {
-                let _ = signal(process, libc::SIGSTOP);
-            }
-            session.release()
+/// Gives everything back and lets the session go; yields for how many microseconds it had been stopped.
+fn let_go(processes: Vec<Captured>, drained: &[Drained], after: After, frozen_at: Instant) -> Result<u64> {
+    let mut processes = processes;
+    drain::put_back(&mut processes, drained)?;
+    if after == After::LeaveStopped {
+        for process in &processes {
+            signal(process, libc::SIGSTOP)?;
         }
-        After::Kill => kill(session),
     }
+    for process in processes {
+        process.release()?;
+    }
+    Ok(micros(frozen_at))
 }
 
 /// Kills all, children first, and lets each parent reap its children before it dies itself: nothing but the root is left for others to reap,
 /// so that all other numbers are free at once.
-fn kill(session: Tree) -> Result<()> {
-    let Tree { processes, images } = session;
+fn kill(processes: Vec<Captured>, images: &Images) -> Result<()> {
     let mut rest = processes;
     let dead = images.pstree.iter().rev().map(|entry| entry.pid as i32);
     for pid in dead {

@@ -19,9 +19,9 @@ struct Work {
 }
 
 /// 0 where what `drain` reads can be put back, else a negated errno: EPERM or EIO where the master is external and the kernel does not
-/// let us use TIOCSTI (see dev.tty.legacy_tiocsti), EBADF without a slave. Changes nothing.
+/// let us use TIOCSTI (see dev.tty.legacy_tiocsti), EBADF without a descriptor. Changes nothing.
 pub fn can_put_back(hold: &Hold) -> i64 {
-    if hold.slave < 0 {
+    if hold.slave < 0 && hold.master < 0 {
         return io::EBADF;
     }
     match (hold.master >= 0, hold.no_sti == 0 && io::may_simulate(hold.slave)) {
@@ -42,6 +42,9 @@ pub fn drain(hold: &mut Hold) -> i64 {
         return if possible != 0 { possible } else { io::EINVAL };
     }
     let own = io::open_own(hold.slave, hold.master);
+    if own.is_none() && hold.slave < 0 {
+        return io::EBADF;
+    }
     let work = Work { slave: own.unwrap_or(hold.slave), master: hold.master, own };
     let result = run(hold, &work);
     if let Some(fd) = work.own {
@@ -255,48 +258,36 @@ fn strip_sentinels(hold: &mut Hold, sent: usize) {
     }
 }
 
-/// The buffer is full and more waits behind it. Slots are counted: the buffer's content ends after `limit` of them.
+/// The buffer is full and more waits behind it. `before` bytes are in complete lines; the buffer's content ends where with the EOF marks its
+/// slots are used up.
 fn read_full(hold: &mut Hold, work: &Work, neutral: Settings, before: u32, sent: usize) -> Io<()> {
     // Bytes that come in from now on are data for later: undoubled, and in lines at every blank so that there is always a complete one.
     let mut settings = Settings { iflag: neutral.iflag & !PARMRK, lflag: neutral.lflag | IEXTEN, ..neutral };
     settings.cc[VEOL2] = b' ';
     io::set_settings(work.slave, &settings)?;
-    // A line of 4096 slots was ended in the buffer's overflow state.
-    let mut limit = if before > 4095 { 4096 } else { hold.settings.ring_limit() };
-    let (mut slots, mut len) = (0, 0);
-    while slots < limit {
-        if !io::await_that(LINE_WAIT, || io::unread(work.slave) > 1) {
-            break;
-        }
+    let mut len = 0;
+    // The lines of the buffer have `before` bytes; then a read that yields nothing is a lone EOF mark.
+    while hold.input_len <= before && io::await_that(LINE_WAIT, || io::unread(work.slave) > 1) {
         let want = io::unread(work.slave).saturating_sub(1) as usize;
         let count = read_some(hold, work.slave, want)?;
         let last = (hold.input_len as usize).checked_sub(1).and_then(|at| hold.input.get(at).copied());
         let end = hold.settings.end_of(last.filter(|_| count > 0 || len > 0));
-        slots += count as u32;
         len += count as u32;
-        if count < want || end != END_EOF {
-            slots += u32::from(end == END_EOF);
-            if slots <= limit {
-                push_line(hold, len, end)?;
-                hold.ring_len = hold.input_len;
-                len = 0;
-            } else if end == END_EOF && slots == limit + 1 {
-                limit += 1;
-                push_line(hold, len, end)?;
-                hold.ring_len = hold.input_len;
-                len = 0;
-            }
+        if hold.input_len <= before && (count < want || end != END_EOF) {
+            push_line(hold, len, end)?;
+            hold.ring_len = hold.input_len;
+            len = 0;
         }
     }
     let from = hold.input_len as usize;
     io::set_settings(work.slave, &Settings { lflag: settings.lflag & !ICANON, ..settings })?;
     read_rest(hold, work.slave)?;
-    if slots < limit {
+    if from < before as usize {
         end_last_line(hold, from, len)?;
     }
     strip_sentinels(hold, sent);
     // Behind the last line's end come the bytes that are still within the buffer.
-    let within = limit.saturating_sub(slots_of_marks(hold)).max(hold.ring_len);
+    let within = hold.settings.ring_limit().saturating_sub(slots_of_marks(hold)).max(hold.ring_len);
     hold.ring_full = u32::from(hold.input_len >= within);
     hold.ring_len = within.min(hold.input_len);
     Ok(())

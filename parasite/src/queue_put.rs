@@ -36,7 +36,7 @@ struct Work {
 /// Afterwards the settings, flow and packet mode are the original ones. EAGAIN: the kernel took less than it had; what lies beyond
 /// [`Hold::output_put`] and [`Hold::flip_put`] is the caller's to feed.
 pub fn put_back(hold: &mut Hold) -> i64 {
-    if hold.slave < 0 {
+    if hold.slave < 0 && hold.master < 0 {
         return io::EBADF;
     }
     if hold.phase == RETURNED || hold.phase == EMPTY {
@@ -51,6 +51,9 @@ pub fn put_back(hold: &mut Hold) -> i64 {
         return io::EINVAL;
     }
     let own = io::open_own(hold.slave, hold.master);
+    if own.is_none() && hold.slave < 0 {
+        return io::EBADF;
+    }
     let simulate = hold.no_sti == 0 && io::may_simulate(hold.slave);
     let way = if simulate { Way::Simulate } else { Way::Master };
     let mut work = Work { slave: own.unwrap_or(hold.slave), master: hold.master, way, pending: [0; CHUNK], len: 0 };

@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use crate::error::{Context, Error, Result, Subject};
 use crate::files::restore::{Opened, restore_owner};
-use crate::ids::Pid;
+use crate::ids::{Pid, PtyIndex};
 use crate::image::{Images, Kind, pb};
 use crate::inject::batch::{Ask, Batch};
 use crate::plan::{Birth, Plan, Step, plan};
@@ -291,8 +291,10 @@ impl Execution<'_> {
         tracee.run_to_end(&batch)
     }
 
-    fn fill_queues(&mut self, _index: u32) -> Result<()> {
-        Ok(())
+    fn fill_queues(&mut self, index: u32) -> Result<()> {
+        use std::os::fd::AsRawFd;
+        let pair = self.pairs.get(index)?;
+        crate::tty::drain::fill(self.images, PtyIndex(index), pair.slave.as_raw_fd(), pair.master.as_raw_fd())
     }
 
     /// Lets a task go. A stopped one is stopped again before its parent is let go.

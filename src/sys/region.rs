@@ -66,6 +66,17 @@ impl Drop for SharedMapping {
     }
 }
 
+/// The queues of one terminal from the bytes of a region; none where the length is not that of the structure.
+pub fn from_bytes(bytes: &[u8]) -> Option<Box<crate::parasite_side::queue::Hold>> {
+    let mut hold = crate::tty::queue::empty_hold();
+    if bytes.len() != size_of_val(&*hold) {
+        return None;
+    }
+    // SAFETY: the structure is integers and arrays of them only, so that any bytes are valid for it, and the lengths are equal.
+    unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), (&raw mut *hold).cast(), bytes.len()) };
+    Some(hold)
+}
+
 /// FUTEX_WAIT while the word holds `value`, for at most `timeout`. ETIMEDOUT, EAGAIN and EINTR are ordinary ends.
 pub fn futex_wait(word: &AtomicU32, value: u32, timeout: Duration) -> Result<(), Errno> {
     let timeout = libc::timespec {

@@ -151,6 +151,11 @@ pub fn empty_hold() -> Box<Hold> {
     })
 }
 
+/// A [`Hold`] from the bytes that a tracee's region has. Errors: another length.
+pub fn hold_from_bytes(bytes: &[u8]) -> Result<Box<Hold>> {
+    crate::sys::region::from_bytes(bytes).ok_or_else(|| bad("another length than a hold has"))
+}
+
 impl Queues {
     /// Whether there is nothing to put back beyond the settings.
     pub fn is_empty(&self) -> bool {
