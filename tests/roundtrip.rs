@@ -5,13 +5,21 @@ mod support;
 
 use std::fmt::Write as _;
 use std::fs;
+use std::ops::Range;
 use std::path::Path;
 use std::time::Duration;
 
 use ptyagent::image::{Images, pb};
-use support::{Holder, PATIENCE, TempDir, dump, page_differences, pages, ps_line, restore, serial, until, with_timeout};
+use support::{
+    Holder, PATIENCE, TempDir, assert_same_lines, dump, page_differences, pages, ps_line, restore, serial, shown,
+    until, with_timeout,
+};
 
 const LIMIT: Duration = Duration::from_secs(60);
+
+/// Bits of the kernel's task flags (field 9 of /proc/PID/stat).
+const PF_FORKNOEXEC: u32 = 0x40;
+const PF_SUPERPRIV: u32 = 0x100;
 
 /// The PIDs of a tree, the root first.
 fn tree(root: i32) -> Vec<i32> {
@@ -24,29 +32,6 @@ fn tree(root: i32) -> Vec<i32> {
         at += 1;
     }
     all
-}
-
-/// Everything of one task that /proc shows and that a restore has to bring back.
-fn shown(pid: i32) -> String {
-    let task = support::snapshot(pid);
-    let mut text = format!("{:?}\n{}\n", task.stat, task.maps);
-    for (fd, (link, info)) in &task.fds {
-        // Inode numbers of pipes and mount ids are the kernel's to choose.
-        let link = link.split(":[").next().unwrap();
-        let info: String = info.lines().filter(|line| line.starts_with("pos") || line.starts_with("flags")).collect();
-        writeln!(text, "{fd} {link} {info}").unwrap();
-    }
-    for (tid, lines) in &task.threads {
-        writeln!(text, "{tid} {lines:?}").unwrap();
-    }
-    text
-}
-
-fn assert_same_lines(before: &str, after: &str) {
-    let only = |one: &str, other: &str, sign: char| -> String {
-        one.lines().filter(|line| !other.lines().any(|same| same == *line)).map(|line| format!("{sign}{line}\n")).collect()
-    };
-    assert!(before == after, "before and after:\n{}{}", only(before, after, '-'), only(after, before, '+'));
 }
 
 fn stopped(pid: i32) -> bool {
@@ -70,9 +55,31 @@ fn without_what_must_differ(mut images: Images) -> Images {
         // A restored process is younger; the clock tick of its start cannot be chosen.
         task.start_time = None;
     }
+    for task in images.cores.values_mut().filter_map(|core| core.tc.as_mut()) {
+        // "Forked, but has not called exec" and "used privileges": a restored process came to be by fork, and it has.
+        task.flags &= !(PF_FORKNOEXEC | PF_SUPERPRIV);
+    }
     // Sizes and digests of the other files: these hold what is compared here field by field.
     own.files.clear();
     images
+}
+
+/// Where the kernel itself writes into a process at each stop or on each CPU.
+fn kernel_writes(images: &Images, pid: u32) -> Vec<Range<u64>> {
+    let mut ranges = Vec::new();
+    // The area of restartable sequences: the numbers of the CPU and its node on which the thread runs.
+    ranges.extend(images.own_thread(pid).and_then(|thread| thread.rseq_pointer).map(|start| start..start + 32));
+    // An interrupted sleep: the time that was left is written where the program asked for it.
+    let regs = &images.cores[&pid].thread_info.as_ref().unwrap().gpregs;
+    let left = match regs.orig_ax as i64 {
+        libc::SYS_nanosleep => regs.si,
+        libc::SYS_clock_nanosleep => regs.r10,
+        _ => 0,
+    };
+    if left != 0 {
+        ranges.push(left..left + 16);
+    }
+    ranges
 }
 
 fn assert_same_images(before: &Path, after: &Path) {
@@ -83,11 +90,10 @@ fn assert_same_images(before: &Path, after: &Path) {
             continue;
         }
         let differences = page_differences(&pages(before, &first, pid), &pages(after, &second, pid));
-        let rseq = first.own_thread(pid).and_then(|thread| thread.rseq_pointer).unwrap_or(0);
+        let written = kernel_writes(&first, pid);
         let unexplained: Vec<String> = differences
             .iter()
-            // The kernel writes the number of the CPU and its node there, on which the thread runs now.
-            .filter(|(address, _)| rseq == 0 || !(rseq..rseq + 32).contains(address))
+            .filter(|(address, _)| !written.iter().any(|range| range.contains(address)))
             .map(|(address, what)| format!("{address:#x} {what}, in {}", place(&first, pid, *address)))
             .collect();
         assert!(unexplained.is_empty(), "memory of process {pid} differs:\n{}", unexplained.join("\n"));
@@ -97,7 +103,8 @@ fn assert_same_images(before: &Path, after: &Path) {
     if first != second {
         let (first, second) = (lines(&first), lines(&second));
         let mut text = String::new();
-        for (number, (old, new)) in first.iter().zip(&second).enumerate().filter(|(_, (old, new))| old != new).take(40) {
+        for (number, (old, new)) in first.iter().zip(&second).enumerate().filter(|(_, (old, new))| old != new).take(40)
+        {
             writeln!(text, "{number}: {old} became {new}").unwrap();
         }
         panic!("the images differ ({} and {} lines):\n{text}", first.len(), second.len());
@@ -120,7 +127,7 @@ fn twice(holder: &Holder, dir: &TempDir) {
     restore(&dir.join("first"));
     assert_eq!(ps_line(&pids), ps);
     for (pid, before) in pids.iter().zip(&shown_before) {
-        assert_same_lines(before, &shown(*pid));
+        assert_same_lines(before, &shown(*pid), &format!("process {pid}"));
     }
     dump(holder.pid(), &dir.join("second"));
     assert_same_images(&dir.join("first"), &dir.join("second"));

@@ -15,7 +15,7 @@ pub use holder::Holder;
 pub use host::{Serial, TempDir, ptyagent, require, require_from, serial, until, with_timeout};
 pub use pty::{Pty, Reading, Size};
 pub use reaper::{Subreaper, kill_session, subreaper};
-pub use snapshot::{Stat, TaskSnapshot, ps_line, snapshot, stat};
+pub use snapshot::{Stat, TaskSnapshot, assert_same_lines, ps_line, shown, snapshot, stat};
 pub use victim::{Counters, Victim, compile};
 
 use std::time::Duration;
