@@ -40,8 +40,10 @@ pub fn take(root: Pid, mode: SurveyMode, frozen_at: impl FnOnce()) -> Result<Tre
     let before = survey(root, mode)?;
     frozen_at();
     let frozen = freeze(root)?;
+    tracing::debug!(processes = frozen.processes.len(), "frozen");
     // What changed between the survey and the freeze has not been checked yet.
     let now = recheck(&before)?;
+    tracing::debug!(changes = now.changes.len(), "rechecked");
     if mode == SurveyMode::Dump && !now.changes.is_empty() {
         refuse_unsupported(&now.fresh)?;
         refuse_threads(&now.fresh)?;
@@ -84,6 +86,7 @@ pub fn capture(frozen: Frozen, survey: &Survey, mode: SurveyMode) -> Result<Tree
     let mut ids = FileIds::after(&ofds);
     record_files(&mut images, &tables, &ofds, &terminals)?;
     drop(tables);
+    tracing::debug!("files recorded");
     let processes = infect_and_ask(known, &mut images, &mut ids, &terminals)?;
     for pid in zombies {
         record::record_zombie(&mut images, &Stat::read(pid)?);
@@ -161,6 +164,7 @@ fn infect_and_ask(
         let mappings = asked.outside.mappings.clone();
         infected.push((Captured { pid, pidfd, tracee, threads, mappings }, asked));
     }
+    tracing::debug!("infected");
     for (captured, asked) in &mut infected {
         captured.tracee.post(&asked.batch)?;
     }

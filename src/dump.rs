@@ -12,13 +12,13 @@ use serde::Serialize;
 use crate::capture::{self, Captured, Tree};
 use crate::error::{Error, Result, Subject};
 use crate::ids::{Pid, Tid};
-use crate::image::{Images, Overwrite, Pagemap, Writer, pagemap, pb};
+use crate::image::{CommitReport, Images, Overwrite, Pagemap, Writer, pagemap, pb};
 use crate::inject::batch::{Ask, Batch};
-use crate::mem::pages::{self, PAGE, PageRange, Wanted};
+use crate::mem::pages::{self, PAGE, PageRange, Stash, Wanted};
 use crate::mem::{self, status};
 use crate::sys::process::pidfd_send_signal;
 use crate::sys::ptrace;
-use crate::task::survey::SurveyMode;
+use crate::task::survey::{self, SurveyMode};
 use crate::tty::drain::{self, Drained};
 
 /// What becomes of the session once its images are complete.
@@ -60,23 +60,28 @@ pub struct Report {
 pub fn dump(request: &Request) -> Result<Report> {
     let start = Instant::now();
     let mut writer = Writer::create(&request.dir, request.overwrite)?;
+    let mut stash = Stash::new(expected_size(request.root));
     let mut frozen_at = start;
     let mut session = capture::take(request.root, SurveyMode::Dump, || frozen_at = Instant::now())?;
-    let pages = write(&mut writer, &mut session)?;
+    tracing::debug!(frozen_us = micros(frozen_at), "captured");
+    let pending = read_pages(&mut writer, &mut session, &mut stash)?;
+    tracing::debug!(frozen_us = micros(frozen_at), "pages read");
     let drained = drain::drain(&mut session.processes, &mut session.images)?;
     stamp(&mut session.images);
+    tracing::debug!(frozen_us = micros(frozen_at), "queues drained");
     let (tasks, terminals) = (session.images.pstree.len(), session.images.tty_info.len());
     let Tree { processes, images } = session;
+    let pages = images.pagemaps.values().flat_map(|map| &map.entries).map(pb::PagemapEntry::pages).sum();
     let (frozen_us, commit) = match request.after {
         After::Kill => {
             let captured_us = micros(frozen_at);
-            let commit = writer.commit(&images)?;
+            let commit = commit(writer, &images, &stash, pending)?;
             kill(processes, &images)?;
             (captured_us, commit)
         }
         After::LeaveRunning | After::LeaveStopped => {
             let frozen_us = let_go(processes, &drained, request.after, frozen_at)?;
-            (frozen_us, writer.commit(&images)?)
+            (frozen_us, commit(writer, &images, &stash, pending)?)
         }
     };
     Ok(Report {
@@ -96,20 +101,53 @@ fn micros(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
 }
 
-/// Writes the pages of every process; yields their number.
-fn write(writer: &mut Writer, session: &mut Tree) -> Result<u64> {
-    let mut total = 0;
+/// Pages that were read and are still to be written.
+struct Pending {
+    id: u32,
+    place: std::ops::Range<usize>,
+}
+
+/// Reads the pages of every process, into the stash where they fit, else straight into the image; yields what is to be written.
+fn read_pages(writer: &mut Writer, session: &mut Tree, stash: &mut Stash) -> Result<Vec<Pending>> {
+    let mut pending = Vec::new();
     for process in &session.processes {
         let id = process.pid.0 as u32;
         let ranges = own_pages(process)?;
-        let file = writer.pages_file(id)?;
-        let digest = pages::copy(process.pid, &ranges, &file)?;
-        writer.set_pages(id, digest);
-        total += digest.size / PAGE;
+        match stash.read(process.pid, &ranges)? {
+            Some(place) => pending.push(Pending { id, place }),
+            None => {
+                let file = writer.pages_file(id)?;
+                writer.set_pages(id, pages::copy(process.pid, &ranges, &file)?);
+            }
+        }
         session.images.pagemaps.insert(id, to_pagemap(id, &ranges));
     }
-    Ok(total)
+    Ok(pending)
 }
+
+/// Writes what the stash holds, and then everything else.
+fn commit(mut writer: Writer, images: &Images, stash: &Stash, pending: Vec<Pending>) -> Result<CommitReport> {
+    for Pending { id, place } in pending {
+        let file = writer.pages_file(id)?;
+        writer.set_pages(id, stash.write(place, &file)?);
+    }
+    writer.commit(images)
+}
+
+/// How many bytes of its own a tree may have, at a glance: what is resident and not shared.
+fn expected_size(root: Pid) -> u64 {
+    let size = |pid: &Pid| {
+        let text = std::fs::read_to_string(crate::procfs::path(*pid, "statm")).ok()?;
+        let mut fields = text.split(' ').skip(1).map(|field| field.parse::<u64>().unwrap_or(0));
+        let resident = fields.next()?;
+        Some(resident.saturating_sub(fields.next()?) + ROOM_TO_GROW)
+    };
+    let pages: u64 = survey::enumerate(root).unwrap_or_default().iter().filter_map(size).sum();
+    pages * PAGE
+}
+
+/// Pages that a process may get between the glance and the freeze, written file pages among them.
+const ROOM_TO_GROW: u64 = 128;
 
 /// The pages that have content of the process's own.
 fn own_pages(process: &Captured) -> Result<Vec<PageRange>> {

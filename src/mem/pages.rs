@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -101,6 +102,61 @@ pub fn copy(pid: Pid, ranges: &[PageRange], file: &File) -> Result<Digest> {
     digests.sort_unstable();
     let values: Vec<u64> = digests.into_iter().map(|(_, value)| value).collect();
     Ok(Digest::from_blocks(job.size, &values))
+}
+
+/// Memory of the controller in which the pages of a small session are kept until it runs on: writing files takes longer than reading memory.
+#[derive(Debug)]
+pub struct Stash {
+    buffer: Vec<u8>,
+    used: usize,
+}
+
+impl Stash {
+    /// The controller stays under 32 MiB whatever the size of the session.
+    const MOST: u64 = 16 << 20;
+
+    /// Makes room for up to `expected` bytes, with every page of it faulted in, before anything is stopped.
+    pub fn new(expected: u64) -> Stash {
+        let len = usize::try_from(expected.min(Stash::MOST)).unwrap_or(0);
+        let mut buffer = vec![0u8; len];
+        buffer.chunks_mut(PAGE as usize).for_each(|page| page[0] = 1);
+        Stash { buffer, used: 0 }
+    }
+
+    /// Reads the ranges if there is room for all of them; yields where they are.
+    pub fn read(&mut self, pid: Pid, ranges: &[PageRange]) -> Result<Option<Range<usize>>> {
+        let len = usize::try_from(total(ranges)).unwrap_or(usize::MAX);
+        let place = self.used..self.used.saturating_add(len);
+        let Some(mut rest) = self.buffer.get_mut(place.clone()) else { return Ok(None) };
+        for ranges in ranges.chunks(MAX_RANGES) {
+            let remote: Vec<RemoteRange> = ranges.iter().map(whole).collect();
+            let (now, later) = rest.split_at_mut(usize::try_from(total(ranges)).unwrap_or(0).min(rest.len()));
+            rest = later;
+            let got =
+                process_vm_readv(pid, &remote, now).map_err(|errno| Error::of_pid("reading the memory", pid, errno))?;
+            if got != now.len() {
+                return Err(Error::unexpected(format!("the memory of process {pid}"), "a page vanished"));
+            }
+        }
+        self.used = place.end;
+        Ok(Some(place))
+    }
+
+    /// Writes what was read to the start of a file, and yields its digest.
+    pub fn write(&self, place: Range<usize>, file: &File) -> Result<Digest> {
+        let bytes = self.buffer.get(place).unwrap_or_default();
+        let mut digests = Vec::new();
+        for (n, block) in bytes.chunks(digest::BLOCK).enumerate() {
+            digests.push(digest::block(block));
+            write(file, block, n as u64 * BLOCK)?;
+        }
+        Ok(Digest::from_blocks(bytes.len() as u64, &digests))
+    }
+}
+
+fn whole(range: &PageRange) -> RemoteRange {
+    let len = usize::try_from(range.pages * PAGE).unwrap_or(usize::MAX);
+    RemoteRange { addr: RemoteAddr(range.start), len }
 }
 
 struct Job<'a> {
