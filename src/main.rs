@@ -27,6 +27,8 @@ enum Command {
     Restore {
         #[arg(short = 'D')]
         dir: PathBuf,
+        #[arg(long)]
+        detach: bool,
     },
 }
 
@@ -39,7 +41,7 @@ fn main() -> ExitCode {
             ptyagent::dump::dump(&Request { root: Pid(inject), dir, after, overwrite: Overwrite::Refuse })
                 .map(|report| serde_json::to_string_pretty(&report).unwrap_or_default())
         }
-        Command::Restore { dir } => {
+        Command::Restore { dir, .. } => {
             let request = ptyagent::restore::Request { dir, index: ptyagent::tty::restore::IndexPolicy::Exact };
             ptyagent::restore::load(&request)
                 .and_then(|(images, plan)| ptyagent::restore::restore(&request, &images, &plan))

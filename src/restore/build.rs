@@ -35,7 +35,7 @@ pub fn build(stub: &mut Stub, images: &Images, plan: &Plan, inherited: &Inherite
     clear(stub, images, pid)?;
     map(stub, images, plan, mm)?;
     read(stub, images, plan, pid)?;
-    finish_memory(stub, plan, mm)?;
+    finish_memory(stub, images, plan, mm)?;
     attributes(stub, images, plan, core, inherited)?;
     descriptors(stub, images, plan, pid)?;
     identity_last(stub, images, core, inherited)?;
@@ -109,13 +109,20 @@ fn shared(mappings: &[Mapping]) -> impl Iterator<Item = Range<u64>> {
     mappings.iter().filter(|mapping| mem::is_shared_anonymous(mapping)).map(range)
 }
 
-fn map(stub: &mut Stub, _images: &Images, plan: &Plan, mm: &pb::MmEntry) -> Result<()> {
+fn map(stub: &mut Stub, images: &Images, plan: &Plan, mm: &pb::MmEntry) -> Result<()> {
+    let runs = runs(images, stub.pid)?;
     let by_file = mem::status::FILE_PRIVATE | mem::status::FILE_SHARED;
     let vmas = mm.vmas.iter().filter(|vma| memory::is_made(vma));
     run_all(stub, vmas, "mapping memory", |batch, vma| {
         let fd = if vma.status & by_file != 0 { plan.slots.files.get(&(vma.shmid as u32)) } else { None };
-        memory::map(batch, vma, &Backing { fd: fd.copied().unwrap_or(-1), inherited: None });
+        let content = memory::content(vma, runs);
+        memory::map(batch, vma, &Backing { fd: fd.copied().unwrap_or(-1), inherited: None, content });
     })
+}
+
+/// The runs of pages that an image has of a task.
+fn runs(images: &Images, pid: crate::ids::Pid) -> Result<&[pb::PagemapEntry]> {
+    images.pagemaps.get(&(pid.0 as u32)).map(|pagemap| pagemap.entries.as_slice()).ok_or(Error::Gone(pid))
 }
 
 /// Reads the task's own pages straight from the image.
@@ -158,9 +165,10 @@ fn read(stub: &mut Stub, images: &Images, plan: &Plan, pid: u32) -> Result<()> {
     Ok(())
 }
 
-fn finish_memory(stub: &mut Stub, plan: &Plan, mm: &pb::MmEntry) -> Result<()> {
+fn finish_memory(stub: &mut Stub, images: &Images, plan: &Plan, mm: &pb::MmEntry) -> Result<()> {
+    let runs = runs(images, stub.pid)?;
     let vmas = mm.vmas.iter().filter(|vma| memory::is_made(vma));
-    run_all(stub, vmas, "protecting memory", memory::finish)?;
+    run_all(stub, vmas, "protecting memory", |batch, vma| memory::finish(batch, vma, memory::content(vma, runs)))?;
     let exe = plan.slots.files.get(&mm.exe_file_id).copied();
     let mut batch = Batch::new();
     memory::set_mm(&mut batch, mm, exe);
