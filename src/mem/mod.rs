@@ -9,6 +9,7 @@
 pub mod layout;
 pub mod pages;
 pub mod restore;
+pub mod shared;
 
 use std::ops::Range;
 

@@ -7,6 +7,7 @@ use crate::image::{Images, pb};
 use crate::inject::batch::{Ask, Batch};
 use crate::inject::{ThreadState, restart};
 use crate::mem::restore::{self as memory, Backing, Reads};
+use crate::mem::shared::{self, Made};
 use crate::mem::{self, layout};
 use crate::plan::Plan;
 use crate::procfs::{self, Mapping};
@@ -27,13 +28,13 @@ pub struct Inherited {
 }
 
 /// Builds a task up to the point where only its registers are missing.
-pub fn build(stub: &mut Stub, images: &Images, plan: &Plan, inherited: &Inherited) -> Result<()> {
+pub fn build(stub: &mut Stub, images: &Images, plan: &Plan, shared: &Made, inherited: &Inherited) -> Result<()> {
     let pid = stub.pid.0 as u32;
     let missing = || Error::Gone(stub.pid);
     let core = images.cores.get(&pid).ok_or_else(missing)?;
     let mm = images.mm.get(&pid).ok_or_else(missing)?;
     clear(stub, images, pid)?;
-    map(stub, images, plan, mm)?;
+    map(stub, images, plan, shared, mm)?;
     read(stub, images, plan, pid)?;
     finish_memory(stub, images, plan, mm)?;
     attributes(stub, images, plan, core, inherited)?;
@@ -84,7 +85,7 @@ fn clear(stub: &mut Stub, images: &Images, pid: u32) -> Result<()> {
     }
     let region = stub.tracee.region();
     let mut keep = vec![region.clone(), first.start..last.end];
-    keep.extend(shared(&mappings));
+    keep.extend(inherited_memory(&mappings));
     keep.sort_by_key(|range| range.start);
     let recorded = images.mm.get(&pid).into_iter().flat_map(|mm| &mm.vmas).map(|vma| vma.start..vma.end);
     let overlap = target < last.end && first.start < target + len && target != first.start;
@@ -105,19 +106,25 @@ fn range(mapping: &Mapping) -> Range<u64> {
 }
 
 /// Shared memory that the restore made for its stubs to inherit.
-fn shared(mappings: &[Mapping]) -> impl Iterator<Item = Range<u64>> {
+fn inherited_memory(mappings: &[Mapping]) -> impl Iterator<Item = Range<u64>> {
     mappings.iter().filter(|mapping| mem::is_shared_anonymous(mapping)).map(range)
 }
 
-fn map(stub: &mut Stub, images: &Images, plan: &Plan, mm: &pb::MmEntry) -> Result<()> {
+fn map(stub: &mut Stub, images: &Images, plan: &Plan, made: &Made, mm: &pb::MmEntry) -> Result<()> {
     let runs = runs(images, stub.pid)?;
     let by_file = mem::status::FILE_PRIVATE | mem::status::FILE_SHARED;
     let vmas = mm.vmas.iter().filter(|vma| memory::is_made(vma));
     run_all(stub, vmas, "mapping memory", |batch, vma| {
         let fd = if vma.status & by_file != 0 { plan.slots.files.get(&(vma.shmid as u32)) } else { None };
+        let inherited = if shared::is_view(vma) { made.address(vma.shmid as u32) } else { None };
         let content = memory::content(vma, runs);
-        memory::map(batch, vma, &Backing { fd: fd.copied().unwrap_or(-1), inherited: None, content });
-    })
+        memory::map(batch, vma, &Backing { fd: fd.copied().unwrap_or(-1), inherited, content });
+    })?;
+    // What was inherited has done its work; the objects live on in the mappings that show them.
+    let recorded = |range: &Range<u64>| mm.vmas.iter().any(|vma| vma.start < range.end && range.start < vma.end);
+    let mappings = procfs::maps::read(stub.pid)?;
+    let inherited: Vec<Range<u64>> = inherited_memory(&mappings).filter(|range| !recorded(range)).collect();
+    run_all(stub, inherited, "unmapping shared memory", memory::unmap)
 }
 
 /// The runs of pages that an image has of a task.

@@ -18,6 +18,7 @@ use crate::files::restore::{Opened, restore_owner};
 use crate::ids::{Pid, PtyIndex};
 use crate::image::{Images, Kind, pb};
 use crate::inject::batch::{Ask, Batch};
+use crate::mem::shared::Made;
 use crate::plan::{Birth, Plan, Step, plan};
 use crate::procfs::{Stat, State, Status};
 use crate::sys::tty;
@@ -73,6 +74,7 @@ pub fn restore(request: &Request, images: &Images, plan: &Plan) -> Result<Restor
         plan,
         pairs: Pairs::default(),
         opened: Opened::default(),
+        shared: Made::default(),
         stubs: Stubs::default(),
         inherited: inherited()?,
     };
@@ -169,6 +171,7 @@ struct Execution<'a> {
     plan: &'a Plan,
     pairs: Pairs,
     opened: Opened,
+    shared: Made,
     stubs: Stubs,
     inherited: Inherited,
 }
@@ -177,6 +180,7 @@ impl Execution<'_> {
     fn run(&mut self, step: &Step) -> Result<()> {
         match step {
             Step::OpenTerminal { index } => self.pairs.open(self.images, *index, self.request.index),
+            Step::MakeShared { id } => self.shared.make(self.images, &self.request.dir, *id),
             Step::OpenPipe { pipe } => self.opened.open_pipe(self.images, *pipe),
             Step::OpenFile { id } => self.open_file(*id),
             Step::Create { pid, birth } => self.create(*pid, *birth),
@@ -283,7 +287,7 @@ impl Execution<'_> {
 
     fn build(&mut self, pid: u32) -> Result<()> {
         let stub = self.stubs.get(pid)?;
-        build::build(stub, self.images, self.plan, &self.inherited)
+        build::build(stub, self.images, self.plan, &self.shared, &self.inherited)
     }
 
     /// Ends a task the way it had ended.
