@@ -25,6 +25,9 @@ pub struct Inherited {
     pub limits: [(u64, u64); 16],
     pub last_cap: u32,
     pub credentials: pb::CredsEntry,
+    pub ambient: u64,
+    /// Bits of the processors that it may run on.
+    pub affinity: Vec<u8>,
 }
 
 /// Builds a task up to the point where only its registers are missing.
@@ -41,7 +44,7 @@ pub fn build(stub: &mut Stub, images: &Images, plan: &Plan, shared: &Made, inher
     descriptors(stub, images, plan, pid)?;
     identity_last(stub, images, core, inherited)?;
     let own = images.own_task(pid).cloned().unwrap_or_default();
-    identity::restore_oom_score(stub.pid, &own)
+    identity::restore_outside(stub.pid, &own)
 }
 
 fn run(stub: &mut Stub, batch: Batch, operation: &'static str) -> Result<()> {
@@ -214,6 +217,9 @@ fn attributes(
         batch.must(libc::SYS_umask, [u64::from(fs.umask.unwrap_or(0o022)).into()]);
     }
     threads(&mut batch, images, core, pid);
+    if let Some(own) = images.own_thread(pid) {
+        identity::restore_affinity(&mut batch, own, &inherited.affinity);
+    }
     run(stub, batch, "setting the attributes")
 }
 
@@ -261,9 +267,12 @@ fn identity_last(stub: &mut Stub, images: &Images, core: &pb::CoreEntry, inherit
     let own = images.own_task(pid).cloned().unwrap_or_default();
     let creds = core.thread_core.as_ref().and_then(|thread| thread.creds.as_ref()).or_else(|| images.creds.get(&pid));
     let Some(creds) = creds else { return Ok(()) };
-    let mode = if same(creds, &inherited.credentials) { Credentials::Inherited } else { Credentials::Set };
+    let same = same(creds, &inherited.credentials)
+        && images.own_thread(pid).and_then(|own| own.cap_ambient).unwrap_or(0) == inherited.ambient;
+    let mode = if same { Credentials::Inherited } else { Credentials::Set };
     let mut batch = Batch::new();
-    identity::restore_credentials(&mut batch, core, creds, &own, mode, inherited.last_cap);
+    let ambient = images.own_thread(pid).and_then(|own| own.cap_ambient).unwrap_or(0);
+    identity::restore_credentials(&mut batch, core, creds, &own, mode, ambient, inherited.last_cap);
     run(stub, batch, "setting the credentials")
 }
 

@@ -21,6 +21,7 @@ use crate::inject::batch::{Ask, Batch};
 use crate::mem::shared::Made;
 use crate::plan::{Birth, Plan, Step, plan};
 use crate::procfs::{Stat, State, Status};
+use crate::sys::process::attributes::sched_getaffinity;
 use crate::sys::tty;
 use crate::task::record::STOPPED;
 use crate::tty::restore::{IndexPolicy, Pairs};
@@ -162,7 +163,9 @@ fn inherited() -> Result<Inherited> {
         groups: status.groups,
         ..Default::default()
     };
-    Ok(Inherited { limits: rlimits.map(|limit| (limit.soft, limit.hard)), last_cap, credentials })
+    let affinity = sched_getaffinity(us.into()).during("asking for the affinity", Subject::None)?;
+    let limits = rlimits.map(|limit| (limit.soft, limit.hard));
+    Ok(Inherited { limits, last_cap, credentials, ambient: status.capabilities.ambient, affinity })
 }
 
 struct Execution<'a> {
