@@ -22,7 +22,7 @@ fn check(name: &'static str, rounds: usize) {
         let _subreaper = subreaper();
         let dir = TempDir::new();
         let mut command = Command::new(compile("objects"));
-        command.arg(dir.path()).arg(name).stdin(Stdio::null()).stdout(Stdio::null());
+        command.arg(dir.path()).arg(name).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         assert!(command.status().unwrap().success());
         let read = |file: &str| fs::read_to_string(dir.join(file)).unwrap_or_default();
         let pid: i32 = until("ready victim", PATIENCE, || read("ready").parse().ok(), || read("result"));
