@@ -262,8 +262,9 @@ fn identity_last(stub: &mut Stub, images: &Images, core: &pb::CoreEntry, inherit
     let creds = core.thread_core.as_ref().and_then(|thread| thread.creds.as_ref()).or_else(|| images.creds.get(&pid));
     let Some(creds) = creds else { return Ok(()) };
     let mode = if same(creds, &inherited.credentials) { Credentials::Inherited } else { Credentials::Set };
+    let ambient = images.own_thread(pid).and_then(|own| own.cap_ambient).unwrap_or(0);
     let mut batch = Batch::new();
-    identity::restore_credentials(&mut batch, core, creds, &own, mode, inherited.last_cap);
+    identity::restore_credentials(&mut batch, core, creds, &own, mode, ambient, inherited.last_cap);
     run(stub, batch, "setting the credentials")
 }
 
