@@ -10,11 +10,11 @@ use std::time::Instant;
 use serde::Serialize;
 
 use crate::capture::{self, Captured, Tree};
-use crate::error::{Error, Result, Subject};
+use crate::error::{Error, Result};
 use crate::ids::{Pid, Tid};
 use crate::image::{CommitReport, Images, Overwrite, Pagemap, Writer, pagemap, pb};
 use crate::inject::batch::{Ask, Batch};
-use crate::mem::pages::{self, PAGE, PageRange, Stash, Wanted};
+use crate::mem::pages::{self, PAGE, PageMap, PageRange, Stash, Wanted};
 use crate::mem::{self, shared, status};
 use crate::sys::process::pidfd_send_signal;
 use crate::sys::ptrace;
@@ -168,8 +168,7 @@ const ROOM_TO_GROW: u64 = 128;
 
 /// The pages that have content of the process's own.
 fn own_pages(process: &Captured) -> Result<Vec<PageRange>> {
-    let path = crate::procfs::path(process.pid, "pagemap");
-    let file = std::fs::File::open(&path).map_err(|error| Error::io("opening", Subject::Path(path), &error))?;
+    let mut map = PageMap::open(process.pid)?;
     let mut ranges = Vec::new();
     for mapping in &process.mappings {
         let status = mem::status_of(mapping);
@@ -182,7 +181,7 @@ fn own_pages(process: &Captured) -> Result<Vec<PageRange>> {
         } else {
             continue;
         };
-        pages::find(&file, process.pid, mapping.start.0, mapping.end.0, wanted, &mut ranges)?;
+        map.find(mapping.start.0, mapping.end.0, wanted, &mut ranges)?;
     }
     Ok(ranges)
 }

@@ -98,12 +98,12 @@ impl Opened {
     fn fifo_end(&mut self, images: &Images, file: &pb::FileEntry, fifo: &pb::FifoEntry) -> Result<OwnedFd> {
         let reg = file.reg.as_ref().ok_or_else(|| Error::failed("a FIFO without a path"))?;
         let path = Path::new(OsStr::from_bytes(&reg.name));
-        if !self.fifos.contains_key(&fifo.pipe_id) {
+        if let std::collections::btree_map::Entry::Vacant(e) = self.fifos.entry(fifo.pipe_id) {
             let both = open_path(path, libc::O_RDWR | libc::O_NONBLOCK)?;
             if let Some(data) = images.fifo_data.iter().find(|data| data.entry.pipe_id == fifo.pipe_id) {
                 fill(both.as_fd(), data)?;
             }
-            self.fifos.insert(fifo.pipe_id, both);
+            e.insert(both);
         }
         open_path(path, reg.flags as i32 & !NOT_AGAIN)
     }

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -12,11 +13,10 @@ use crate::image::digest::{self, Digest};
 use crate::sys::process::{RemoteRange, process_vm_readv};
 
 pub const PAGE: u64 = 4096;
-/// pagemap bits: present, swapped, file page or shared memory, guard region (6.15). Documentation/admin-guide/mm/pagemap.rst.
+/// pagemap bits: present, swapped, file page or shared memory. Documentation/admin-guide/mm/pagemap.rst.
 const PRESENT: u64 = 1 << 63;
 const SWAPPED: u64 = 1 << 62;
 const FILE_OR_SHARED: u64 = 1 << 61;
-const GUARD: u64 = 1 << 58;
 /// Bytes that are read, hashed and written at a time.
 const BLOCK: u64 = digest::BLOCK as u64;
 /// process_vm_readv takes this many ranges at most.
@@ -42,33 +42,82 @@ pub enum Wanted {
     All,
 }
 
-/// Appends the wanted pages of `start..end` to `out`, merging neighbours.
-pub fn find(pagemap: &File, pid: Pid, start: u64, end: u64, wanted: Wanted, out: &mut Vec<PageRange>) -> Result<()> {
-    const ENTRIES: u64 = 8192;
-    let mut buffer = vec![0u8; 8 * ENTRIES as usize];
-    let mut at = start;
-    while at < end {
-        let count = ENTRIES.min((end - at) / PAGE);
-        if wanted == Wanted::All {
-            push(out, at, count);
-            at += count * PAGE;
-            continue;
-        }
-        let bytes = &mut buffer[..8 * count as usize];
-        pagemap.read_exact_at(bytes, at / PAGE * 8).during("reading the page map", Subject::Pid(pid))?;
-        for entry in bytes.chunks_exact(8) {
-            let entry = u64::from_le_bytes(entry.try_into().unwrap_or_default());
-            if entry & GUARD != 0 {
-                return Err(Error::failed(format!("process {pid}: a guard region at {at:#x} cannot be carried")));
-            }
-            let present = entry & (PRESENT | SWAPPED) != 0;
-            if present && (wanted == Wanted::Present || entry & FILE_OR_SHARED == 0) {
-                push(out, at, 1);
-            }
-            at += PAGE;
-        }
+/// The page tables of a process, as /proc/PID/pagemap shows them.
+#[derive(Debug)]
+pub struct PageMap {
+    pid: Pid,
+    file: File,
+    /// Pages of the process's own, where the kernel lists them at once (PAGEMAP_SCAN); none where it has to be asked page by page.
+    own: Option<Vec<PageRange>>,
+    buffer: Vec<u8>,
+}
+
+impl PageMap {
+    /// Opens it, and asks for all own pages at once.
+    pub fn open(pid: Pid) -> Result<PageMap> {
+        let path = crate::procfs::path(pid, "pagemap");
+        let file = File::open(&path).map_err(|error| Error::io("opening", Subject::Path(path), &error))?;
+        let own = match scan(&file) {
+            Ok(ranges) => Some(ranges),
+            Err(Errno::ENOTTY) => None,
+            Err(errno) => return Err(Error::of_pid("reading the page map", pid, errno)),
+        };
+        Ok(PageMap { pid, file, own, buffer: Vec::new() })
     }
-    Ok(())
+
+    /// Appends the wanted pages of `start..end` to `out`, merging neighbours. Ranges are asked for in ascending order.
+    pub fn find(&mut self, start: u64, end: u64, wanted: Wanted, out: &mut Vec<PageRange>) -> Result<()> {
+        match (wanted, &self.own) {
+            (Wanted::All, _) => push(out, start, (end - start) / PAGE),
+            (Wanted::Own, Some(own)) => {
+                let first = own.partition_point(|range| range.start + range.pages * PAGE <= start);
+                for range in own[first..].iter().take_while(|range| range.start < end) {
+                    let (from, to) = (range.start.max(start), (range.start + range.pages * PAGE).min(end));
+                    push(out, from, (to - from) / PAGE);
+                }
+            }
+            _ => self.walk(start, end, wanted, out)?,
+        }
+        Ok(())
+    }
+
+    /// Asks page by page.
+    fn walk(&mut self, start: u64, end: u64, wanted: Wanted, out: &mut Vec<PageRange>) -> Result<()> {
+        const ENTRIES: u64 = 8192;
+        self.buffer.resize(8 * ENTRIES as usize, 0);
+        let mut at = start;
+        while at < end {
+            let count = ENTRIES.min((end - at) / PAGE);
+            let bytes = &mut self.buffer[..8 * count as usize];
+            self.file.read_exact_at(bytes, at / PAGE * 8).during("reading the page map", Subject::Pid(self.pid))?;
+            for entry in bytes.chunks_exact(8) {
+                let entry = u64::from_le_bytes(entry.try_into().unwrap_or_default());
+                let present = entry & (PRESENT | SWAPPED) != 0;
+                if present && (wanted == Wanted::Present || entry & FILE_OR_SHARED == 0) {
+                    push(out, at, 1);
+                }
+                at += PAGE;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// All pages that are there and belong to no file; the zero page is left out, since it is what a fresh page is.
+fn scan(file: &File) -> std::result::Result<Vec<PageRange>, Errno> {
+    use crate::sys::pagemap::{PAGE_IS_FILE, PAGE_IS_PFNZERO, PAGE_IS_PRESENT, PAGE_IS_SWAPPED, Region};
+    let mut regions = vec![Region::default(); 1024];
+    let (mut ranges, mut at) = (Vec::new(), 0);
+    while at < super::layout::TASK_SIZE {
+        let (any, none) = (PAGE_IS_PRESENT | PAGE_IS_SWAPPED, PAGE_IS_FILE | PAGE_IS_PFNZERO);
+        let (count, end) =
+            crate::sys::pagemap::scan(file.as_fd(), at, super::layout::TASK_SIZE, any, none, &mut regions)?;
+        for region in &regions[..count] {
+            push(&mut ranges, region.start, (region.end - region.start) / PAGE);
+        }
+        at = end;
+    }
+    Ok(ranges)
 }
 
 fn push(out: &mut Vec<PageRange>, start: u64, pages: u64) {

@@ -6,9 +6,10 @@
 mod build;
 mod stubs;
 
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
@@ -99,9 +100,21 @@ fn name_step(step: &Step, error: Error) -> Error {
     }
 }
 
+/// How long a zombie with a recorded number is waited for.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+fn is_zombie(pid: Pid) -> bool {
+    Stat::read(pid).is_ok_and(|stat| stat.state.is_dead())
+}
+
 /// Fails where a process, group or session has a recorded number, and says who.
 fn refuse_taken(images: &Images) -> Result<()> {
-    let wanted: std::collections::BTreeSet<i32> = images.pstree.iter().map(|entry| entry.pid as i32).collect();
+    let wanted: BTreeSet<i32> = images.pstree.iter().map(|entry| entry.pid as i32).collect();
+    let start = Instant::now();
+    // The killed root of a dump is a zombie until its parent has waited for it, which a moment usually settles.
+    while start.elapsed() < PATIENCE && wanted.iter().any(|pid| is_zombie(Pid(*pid))) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
     for pid in crate::procfs::tree::all()? {
         let Ok(stat) = Stat::read(pid) else { continue };
         let numbers = [(pid.0, "it"), (stat.pgrp.0, "its process group"), (stat.session.0, "its session")];

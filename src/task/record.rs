@@ -95,7 +95,7 @@ pub fn record(
         threads: vec![pid],
     });
     let ids = pb::TaskKobjIdsEntry { vm_id: pid, files_id: pid, fs_id: pid, sighand_id: pid, ..Default::default() };
-    images.ids.insert(pid, ids.clone());
+    images.ids.insert(pid, ids);
     record_fs(images, files, outside);
     record_mm(images, files, outside, identity);
     let core = core(outside, state, signals, identity, ids)?;
