@@ -25,7 +25,6 @@ pub struct Inherited {
     pub limits: [(u64, u64); 16],
     pub last_cap: u32,
     pub credentials: pb::CredsEntry,
-    pub ambient: u64,
     /// Bits of the processors that it may run on.
     pub affinity: Vec<u8>,
 }
@@ -267,11 +266,9 @@ fn identity_last(stub: &mut Stub, images: &Images, core: &pb::CoreEntry, inherit
     let own = images.own_task(pid).cloned().unwrap_or_default();
     let creds = core.thread_core.as_ref().and_then(|thread| thread.creds.as_ref()).or_else(|| images.creds.get(&pid));
     let Some(creds) = creds else { return Ok(()) };
-    let same = same(creds, &inherited.credentials)
-        && images.own_thread(pid).and_then(|own| own.cap_ambient).unwrap_or(0) == inherited.ambient;
-    let mode = if same { Credentials::Inherited } else { Credentials::Set };
-    let mut batch = Batch::new();
+    let mode = if same(creds, &inherited.credentials) { Credentials::Inherited } else { Credentials::Set };
     let ambient = images.own_thread(pid).and_then(|own| own.cap_ambient).unwrap_or(0);
+    let mut batch = Batch::new();
     identity::restore_credentials(&mut batch, core, creds, &own, mode, ambient, inherited.last_cap);
     run(stub, batch, "setting the credentials")
 }

@@ -165,7 +165,7 @@ fn inherited() -> Result<Inherited> {
     };
     let affinity = sched_getaffinity(us.into()).during("asking for the affinity", Subject::None)?;
     let limits = rlimits.map(|limit| (limit.soft, limit.hard));
-    Ok(Inherited { limits, last_cap, credentials, ambient: status.capabilities.ambient, affinity })
+    Ok(Inherited { limits, last_cap, credentials, affinity })
 }
 
 struct Execution<'a> {

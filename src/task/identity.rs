@@ -182,11 +182,8 @@ pub fn restore_credentials(
     if mode == Credentials::Set {
         set_ids(batch, creds);
         set_capabilities(batch, creds, last_cap);
-        for cap in (0..=last_cap).filter(|cap| ambient & (1 << cap) != 0) {
-            let raise = u64::from(libc::PR_CAP_AMBIENT_RAISE as u32);
-            batch.must(libc::SYS_prctl, [libc::PR_CAP_AMBIENT.into(), raise.into(), u64::from(cap).into()]);
-        }
     }
+    set_ambient(batch, ambient);
     if own.no_new_privs == Some(true) {
         batch.must(
             libc::SYS_prctl,
@@ -225,6 +222,20 @@ fn set_capabilities(batch: &mut Batch, creds: &pb::CredsEntry, last_cap: u32) {
         .collect();
     let data = batch.input(&sets);
     batch.must(libc::SYS_capset, [header.into(), data.into()]);
+}
+
+/// Ambient capabilities are a subset of the permitted and inheritable ones, so they come after these. prctl(2) PR_CAP_AMBIENT, Linux 4.3.
+fn set_ambient(batch: &mut Batch, wanted: u64) {
+    let mut ambient = |operation: i32, cap: u64| {
+        batch.must(
+            libc::SYS_prctl,
+            [libc::PR_CAP_AMBIENT.into(), operation.into(), cap.into(), 0u64.into(), 0u64.into()],
+        );
+    };
+    ambient(libc::PR_CAP_AMBIENT_CLEAR_ALL, 0);
+    for cap in (0..64u64).filter(|cap| wanted & (1 << cap) != 0) {
+        ambient(libc::PR_CAP_AMBIENT_RAISE, cap);
+    }
 }
 
 /// What is written from outside: the core dump filter, and the oom score, which a privileged restore may lower.
