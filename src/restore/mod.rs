@@ -43,6 +43,8 @@ pub struct Report {
     pub total_us: u64,
     pub pages: u64,
     pub bytes: u64,
+    /// The most physical memory that this process has had, in KiB; absent where the kernel does not tell.
+    pub controller_peak_kib: Option<u64>,
     /// Pseudoterminals that have another index now: recorded and present.
     pub moved: Vec<(u32, u32)>,
 }
@@ -362,6 +364,7 @@ impl Execution<'_> {
             total_us: u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX),
             pages,
             bytes: pages * crate::mem::pages::PAGE,
+            controller_peak_kib: crate::dump::peak_memory_kib(),
             moved: pairs.moved().collect(),
         };
         let master = plan.outside.and_then(|index| pairs.take_master(index));
