@@ -48,6 +48,8 @@ pub struct Report {
     pub total_us: u64,
     pub pages: u64,
     pub bytes: u64,
+    /// The most physical memory that this process has had, in KiB; absent where the kernel does not tell.
+    pub controller_peak_kib: Option<u64>,
     /// Pseudoterminals that have another index now: recorded and present.
     pub moved: Vec<(u32, u32)>,
 }
@@ -388,6 +390,7 @@ impl Execution<'_> {
             total_us: micros(start),
             pages,
             bytes: pages * crate::mem::pages::PAGE,
+            controller_peak_kib: crate::dump::peak_memory_kib(),
             moved: pairs.moved().collect(),
         };
         let master = plan.outside.and_then(|index| pairs.take_master(index));
