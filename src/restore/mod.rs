@@ -41,6 +41,9 @@ pub struct Report {
     pub root: Pid,
     pub tasks: usize,
     pub terminals: usize,
+    /// Microseconds from the creation of the first task until the last one runs.
+    pub frozen_us: u64,
+    /// Microseconds of the whole restore, without the reading of the images.
     pub total_us: u64,
     pub pages: u64,
     pub bytes: u64,
@@ -65,6 +68,16 @@ pub fn load(request: &Request) -> Result<(Images, Plan)> {
 
 /// Brings the session back.
 pub fn restore(request: &Request, images: &Images, plan: &Plan) -> Result<Restored> {
+    restore_with(request, images, plan, &mut |_, _| ())
+}
+
+/// As [`restore`]; `progress` is told each step before it is done, and how many came before it.
+pub fn restore_with(
+    request: &Request,
+    images: &Images,
+    plan: &Plan,
+    progress: &mut dyn FnMut(usize, &Step),
+) -> Result<Restored> {
     let start = Instant::now();
     refuse_taken(images)?;
     raise_descriptor_limit();
@@ -82,11 +95,16 @@ pub fn restore(request: &Request, images: &Images, plan: &Plan) -> Result<Restor
         let id = images.pagemaps.get(pid).map_or(*pid, |pagemap| pagemap.head.pages_id);
         execution.opened.open_pages(&request.dir.join(Kind::Pages(id).name()), *slot)?;
     }
-    for step in &plan.steps {
+    let mut created = None;
+    for (done, step) in plan.steps.iter().enumerate() {
         tracing::debug!(%step, "step");
+        progress(done, step);
+        if matches!(step, Step::Create { .. }) {
+            created.get_or_insert_with(Instant::now);
+        }
         execution.run(step).map_err(|error| name_step(step, error))?;
     }
-    Ok(execution.succeed(start))
+    Ok(execution.succeed(start, created.unwrap_or(start)))
 }
 
 /// Adds the step to errors that do not say enough by themselves.
@@ -347,7 +365,7 @@ impl Execution<'_> {
         await_stop(stub.pid, send)
     }
 
-    fn succeed(self, start: Instant) -> Restored {
+    fn succeed(self, start: Instant, created: Instant) -> Restored {
         let Execution { images, plan, mut pairs, opened, stubs, .. } = self;
         for own in images.own.iter().flat_map(|own| &own.ofds) {
             let fd = own.id.and_then(|id| plan.slots.files.get(&id)).and_then(|slot| opened.get(*slot));
@@ -363,7 +381,8 @@ impl Execution<'_> {
             root: Pid(plan.root as i32),
             tasks: images.pstree.len(),
             terminals: images.tty_info.len(),
-            total_us: u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX),
+            frozen_us: micros(created),
+            total_us: micros(start),
             pages,
             bytes: pages * crate::mem::pages::PAGE,
             moved: pairs.moved().collect(),
@@ -371,6 +390,10 @@ impl Execution<'_> {
         let master = plan.outside.and_then(|index| pairs.take_master(index));
         Restored { report, master }
     }
+}
+
+fn micros(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
 }
 
 fn state(images: &Images, pid: u32) -> u32 {
