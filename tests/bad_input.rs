@@ -72,7 +72,8 @@ fn no_such_process() {
         let pid = child.pid();
         child.0.wait().unwrap();
         assert_said(&try_dump(pid, &dir.join("images")), 1, &[&pid.to_string()]);
-        assert_said(&try_dump(0, &dir.join("images")), 1, &[]);
+        // No process has this number: wrong usage.
+        assert_eq!(try_dump(0, &dir.join("images")).status.code(), Some(2));
         assert_said(&try_dump(i32::MAX, &dir.join("images")), 1, &[&i32::MAX.to_string()]);
     });
 }
