@@ -33,9 +33,10 @@ pub fn build(stub: &mut Stub, images: &Images, plan: &Plan, inherited: &Inherite
     let core = images.cores.get(&pid).ok_or_else(missing)?;
     let mm = images.mm.get(&pid).ok_or_else(missing)?;
     clear(stub, images, pid)?;
+    set_layout(stub, plan, mm)?;
     map(stub, images, plan, mm)?;
     read(stub, images, plan, pid)?;
-    finish_memory(stub, plan, mm)?;
+    finish_memory(stub, mm)?;
     attributes(stub, images, plan, core, inherited)?;
     descriptors(stub, images, plan, pid)?;
     identity_last(stub, images, core, inherited)?;
@@ -158,9 +159,14 @@ fn read(stub: &mut Stub, images: &Images, plan: &Plan, pid: u32) -> Result<()> {
     Ok(())
 }
 
-fn finish_memory(stub: &mut Stub, plan: &Plan, mm: &pb::MmEntry) -> Result<()> {
+fn finish_memory(stub: &mut Stub, mm: &pb::MmEntry) -> Result<()> {
     let vmas = mm.vmas.iter().filter(|vma| memory::is_made(vma));
-    run_all(stub, vmas, "protecting memory", memory::finish)?;
+    run_all(stub, vmas, "protecting memory", memory::finish)
+}
+
+/// Sets the fields of the mm, before anything is mapped: the program link cannot be changed while the old program is mapped (EBUSY), and the task
+/// may have been one of this very program. The kernel does not ask whether there is anything at the addresses (kernel/sys.c).
+fn set_layout(stub: &mut Stub, plan: &Plan, mm: &pb::MmEntry) -> Result<()> {
     let exe = plan.slots.files.get(&mm.exe_file_id).copied();
     let mut batch = Batch::new();
     memory::set_mm(&mut batch, mm, exe);
