@@ -36,9 +36,10 @@ pub fn build(stub: &mut Stub, images: &Images, plan: &Plan, shared: &Made, inher
     let core = images.cores.get(&pid).ok_or_else(missing)?;
     let mm = images.mm.get(&pid).ok_or_else(missing)?;
     clear(stub, images, pid)?;
+    set_layout(stub, plan, mm)?;
     map(stub, images, plan, shared, mm)?;
     read(stub, images, plan, pid)?;
-    finish_memory(stub, images, plan, mm)?;
+    finish_memory(stub, images, mm)?;
     attributes(stub, images, plan, core, inherited)?;
     descriptors(stub, images, plan, pid)?;
     identity_last(stub, images, core, inherited)?;
@@ -174,10 +175,15 @@ fn read(stub: &mut Stub, images: &Images, plan: &Plan, pid: u32) -> Result<()> {
     Ok(())
 }
 
-fn finish_memory(stub: &mut Stub, images: &Images, plan: &Plan, mm: &pb::MmEntry) -> Result<()> {
+fn finish_memory(stub: &mut Stub, images: &Images, mm: &pb::MmEntry) -> Result<()> {
     let runs = runs(images, stub.pid)?;
     let vmas = mm.vmas.iter().filter(|vma| memory::is_made(vma));
-    run_all(stub, vmas, "protecting memory", |batch, vma| memory::finish(batch, vma, memory::content(vma, runs)))?;
+    run_all(stub, vmas, "protecting memory", |batch, vma| memory::finish(batch, vma, memory::content(vma, runs)))
+}
+
+/// Sets the fields of the mm, before anything is mapped: the program link cannot be changed while the old program is mapped (EBUSY), and the task
+/// may have been one of this very program. The kernel does not ask whether there is anything at the addresses (kernel/sys.c).
+fn set_layout(stub: &mut Stub, plan: &Plan, mm: &pb::MmEntry) -> Result<()> {
     let exe = plan.slots.files.get(&mm.exe_file_id).copied();
     let mut batch = Batch::new();
     memory::set_mm(&mut batch, mm, exe);
