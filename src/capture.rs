@@ -81,6 +81,7 @@ pub fn capture(frozen: Frozen, survey: &Survey, mode: SurveyMode) -> Result<Tree
     let terminals = Terminals::find(&tables, &ofds, &stats)?;
     if mode == SurveyMode::Dump {
         refuse_outside(&tables)?;
+        known.iter().try_for_each(refuse_without_vdso)?;
     }
     let mut images = Images::default();
     let mut ids = FileIds::after(&ofds);
@@ -114,6 +115,20 @@ fn look(process: FrozenProcess, survey: &Survey) -> Result<Known> {
     let descriptors = alive.descriptors.clone();
     let comm = outside.stat.comm_text();
     Ok(Known { pid, pidfd, leader, threads, outside, descriptors, comm })
+}
+
+/// A restore works from the vDSO's tail and cannot take the vDSO away in the end.
+fn refuse_without_vdso(known: &Known) -> Result<()> {
+    if mem::has_vdso(&known.outside.mappings) {
+        return Ok(());
+    }
+    Err(Error::Refused(Refusal {
+        pid: known.pid,
+        comm: known.comm.clone(),
+        fd: None,
+        kind: "it has unmapped its vDSO".into(),
+        remedy: "end the program that did so, then dump again".into(),
+    }))
 }
 
 fn refuse_outside(tables: &[Table<'_>]) -> Result<()> {
@@ -210,13 +225,11 @@ fn infect(pid: Pid, pidfd: &OwnedFd, leader: Stopped, outside: &Outside, first: 
     if let Some(config) = &outside.rseq {
         rseq::abort_section(&leader, &crate::inject::open_mem(pid)?, pid, config)?;
     }
-    let vdso = mem::vdso(&outside.mappings).ok_or_else(|| {
-        Error::failed(format!("process {pid} has no vDSO mapping, where the entry code would go; it cannot be entered"))
-    })?;
     let base = layout::hole(layout::ranges(&outside.mappings), wire::REGION_SIZE)
         .ok_or_else(|| Error::failed(format!("process {pid} has no room for the parasite in its address space")))?;
     let pending = outside.pending(leader.sigmask()?);
-    let entry = Entry { pid, pidfd, vdso, base, placement: Placement::Free, pending };
+    let places = mem::places(&outside.mappings);
+    let entry = Entry { pid, pidfd, places, base, placement: Placement::Free, pending };
     Infected::infect_and_ask(leader, &entry, first)
 }
 

@@ -15,7 +15,7 @@ use crate::ids::{Pid, Tid};
 use crate::image::{CommitReport, Images, Overwrite, Pagemap, Writer, pagemap, pb};
 use crate::inject::batch::{Ask, Batch};
 use crate::mem::pages::{self, PAGE, PageMap, PageRange, Stash, Wanted};
-use crate::mem::{self, status};
+use crate::mem::{self, shared, status};
 use crate::sys::process::pidfd_send_signal;
 use crate::sys::ptrace;
 use crate::task::survey::{self, SurveyMode};
@@ -68,6 +68,7 @@ pub fn dump(request: &Request) -> Result<Report> {
     tracing::debug!(frozen_us = micros(frozen_at), "captured");
     let pending = read_pages(&mut writer, &mut session, &mut stash)?;
     tracing::debug!(frozen_us = micros(frozen_at), "pages read");
+    read_shared(&mut writer, &mut session)?;
     let drained = drain::drain(&mut session.processes, &mut session.images)?;
     stamp(&mut session.images);
     tracing::debug!(frozen_us = micros(frozen_at), "queues drained");
@@ -131,6 +132,22 @@ fn read_pages(writer: &mut Writer, session: &mut Tree, stash: &mut Stash) -> Res
         session.images.pagemaps.insert(id, to_pagemap(id, &ranges));
     }
     Ok(pending)
+}
+
+/// Copies the memory that the tree shares, each object once.
+fn read_shared(writer: &mut Writer, session: &mut Tree) -> Result<()> {
+    let objects = shared::objects(session.processes.iter().map(|process| (process.pid, process.mappings.as_slice())));
+    shared::refuse_outside(&objects, &session.processes.iter().map(|process| process.pid).collect())?;
+    // Files of pages are numbered by their processes; these come behind.
+    let mut id = session.processes.iter().map(|process| process.pid.0 as u32).max().unwrap_or(0);
+    for object in objects {
+        id += 1;
+        let file = writer.pages_file(id)?;
+        let (ranges, digest) = object.copy(&file)?;
+        writer.set_pages(id, digest);
+        session.images.shmem_pagemaps.insert(object.id, to_pagemap(id, &ranges));
+    }
+    Ok(())
 }
 
 /// Writes what the stash holds, and then everything else.

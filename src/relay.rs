@@ -94,6 +94,17 @@ pub fn run(master: OwnedFd, outer: Outer, root: OwnedFd, first: FirstSize) -> Re
     relay.run()
 }
 
+/// Blocks the relay's signals in this thread for good: what comes before [`run`] waits for it. For callers that have a terminal to protect earlier.
+pub fn block_signals() -> Result<()> {
+    signal_set().thread_block().during("blocking signals", Subject::None)
+}
+
+fn signal_set() -> SigSet {
+    let mut set = SigSet::empty();
+    set.extend([Signal::SIGWINCH, Signal::SIGCONT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT]);
+    set
+}
+
 /// The signals of the relay: blocked in this thread, read from a descriptor; the mask comes back on drop.
 struct Signals {
     fd: SignalFd,
@@ -102,15 +113,7 @@ struct Signals {
 
 impl Signals {
     fn block() -> Result<Signals> {
-        let mut set = SigSet::empty();
-        set.extend([
-            Signal::SIGWINCH,
-            Signal::SIGCONT,
-            Signal::SIGTERM,
-            Signal::SIGHUP,
-            Signal::SIGINT,
-            Signal::SIGQUIT,
-        ]);
+        let set = signal_set();
         let fd = SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
             .during("opening a signalfd", Subject::None)?;
         let mask = set.thread_swap_mask(SigmaskHow::SIG_BLOCK).during("blocking signals", Subject::None)?;

@@ -1,7 +1,6 @@
 //! The way in: three calls from stubs, then one SETREGS into the parasite, whose first batch closes the memfd.
 
 use std::fs::File;
-use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::Ordering;
@@ -10,7 +9,7 @@ use libc::user_regs_struct;
 
 use super::batch::{Answers, Batch};
 use super::restart::{self, Pending};
-use super::stub::{Cleanup, REGION_NAME, Room, Slot, WayBack};
+use super::stub::{Cleanup, Place, REGION_NAME, Room, Slot, WayBack};
 use super::{ALL_SIGNALS, Infected, Placement, ThreadState, Tracee, blob, idle_header};
 use crate::error::{Context, Error, Result, Subject};
 use crate::ids::{Pid, RemoteFd};
@@ -24,8 +23,8 @@ pub struct Entry<'a> {
     pub pid: Pid,
     /// The process's pidfd, to fetch the memfd through.
     pub pidfd: &'a OwnedFd,
-    /// Where the [vdso] mapping lies.
-    pub vdso: Range<u64>,
+    /// Where the entry code may go, best first.
+    pub places: Vec<Place>,
     /// Where the region goes: [`wire::REGION_SIZE`] bytes.
     pub base: u64,
     pub placement: Placement,
@@ -47,7 +46,7 @@ impl Infected {
         let at_stop = ThreadState { regs: stopped.regs()?, xstate: stopped.xstate()?, sigmask: stopped.sigmask()? };
         let original = ThreadState { regs: restart::continued(&at_stop.regs, entry.pending), ..at_stop };
         let mem = open_mem(entry.pid)?;
-        let room = Room::find(&mem, entry.pid, &entry.vdso)?;
+        let room = Room::find(&mem, entry.pid, &entry.places)?;
         let way_back = WayBack { regs: restart::without_kernel_restart(&original.regs), sigmask: original.sigmask };
         let mut bootstrap = Bootstrap { entry, mem, room, way_back, original, next: Slot::Even };
         match bootstrap.run(stopped) {

@@ -35,6 +35,7 @@ use batch::{Answers, Ask, Batch};
 use stub::{Room, Slot, WayBack};
 
 pub use enter::{Entry, open_mem};
+pub use stub::Place;
 
 /// All signals blocked; SIGKILL and SIGSTOP cannot be.
 const ALL_SIGNALS: u64 = u64::MAX;

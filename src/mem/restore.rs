@@ -18,15 +18,16 @@ const PROT_NONE: i32 = libc::PROT_NONE;
 pub fn unmap_all_but(batch: &mut Batch, keep: &[Range<u64>]) {
     let mut at = 0;
     for range in keep {
-        unmap(batch, at, range.start);
+        unmap(batch, at..range.start);
         at = range.end;
     }
-    unmap(batch, at, TASK_SIZE);
+    unmap(batch, at..TASK_SIZE);
 }
 
-fn unmap(batch: &mut Batch, start: u64, end: u64) {
-    if start < end {
-        batch.must(libc::SYS_munmap, [start.into(), (end - start).into()]);
+/// Adds the call that unmaps a range, unless it is empty.
+pub fn unmap(batch: &mut Batch, range: Range<u64>) {
+    if range.start < range.end {
+        batch.must(libc::SYS_munmap, [range.start.into(), (range.end - range.start).into()]);
     }
 }
 

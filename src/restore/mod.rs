@@ -18,8 +18,10 @@ use crate::files::restore::{Opened, restore_owner};
 use crate::ids::{Pid, PtyIndex};
 use crate::image::{Images, Kind, pb};
 use crate::inject::batch::{Ask, Batch};
+use crate::mem::shared::Made;
 use crate::plan::{Birth, Plan, Step, plan};
 use crate::procfs::{Stat, State, Status};
+use crate::sys::process::attributes::sched_getaffinity;
 use crate::sys::tty;
 use crate::task::record::STOPPED;
 use crate::tty::restore::{IndexPolicy, Pairs};
@@ -40,6 +42,9 @@ pub struct Report {
     pub root: Pid,
     pub tasks: usize,
     pub terminals: usize,
+    /// Microseconds from the creation of the first task until the last one runs.
+    pub frozen_us: u64,
+    /// Microseconds of the whole restore, without the reading of the images.
     pub total_us: u64,
     pub pages: u64,
     pub bytes: u64,
@@ -66,6 +71,16 @@ pub fn load(request: &Request) -> Result<(Images, Plan)> {
 
 /// Brings the session back.
 pub fn restore(request: &Request, images: &Images, plan: &Plan) -> Result<Restored> {
+    restore_with(request, images, plan, &mut |_, _| ())
+}
+
+/// As [`restore`]; `progress` is told each step before it is done, and how many came before it.
+pub fn restore_with(
+    request: &Request,
+    images: &Images,
+    plan: &Plan,
+    progress: &mut dyn FnMut(usize, &Step),
+) -> Result<Restored> {
     let start = Instant::now();
     refuse_taken(images)?;
     raise_descriptor_limit();
@@ -75,6 +90,7 @@ pub fn restore(request: &Request, images: &Images, plan: &Plan) -> Result<Restor
         plan,
         pairs: Pairs::default(),
         opened: Opened::default(),
+        shared: Made::default(),
         stubs: Stubs::default(),
         inherited: inherited()?,
     };
@@ -82,11 +98,16 @@ pub fn restore(request: &Request, images: &Images, plan: &Plan) -> Result<Restor
         let id = images.pagemaps.get(pid).map_or(*pid, |pagemap| pagemap.head.pages_id);
         execution.opened.open_pages(&request.dir.join(Kind::Pages(id).name()), *slot)?;
     }
-    for step in &plan.steps {
+    let mut created = None;
+    for (done, step) in plan.steps.iter().enumerate() {
         tracing::debug!(%step, "step");
+        progress(done, step);
+        if matches!(step, Step::Create { .. }) {
+            created.get_or_insert_with(Instant::now);
+        }
         execution.run(step).map_err(|error| name_step(step, error))?;
     }
-    Ok(execution.succeed(start))
+    Ok(execution.succeed(start, created.unwrap_or(start)))
 }
 
 /// Adds the step to errors that do not say enough by themselves.
@@ -162,7 +183,9 @@ fn inherited() -> Result<Inherited> {
         groups: status.groups,
         ..Default::default()
     };
-    Ok(Inherited { limits: rlimits.map(|limit| (limit.soft, limit.hard)), last_cap, credentials })
+    let affinity = sched_getaffinity(us.into()).during("asking for the affinity", Subject::None)?;
+    let limits = rlimits.map(|limit| (limit.soft, limit.hard));
+    Ok(Inherited { limits, last_cap, credentials, affinity })
 }
 
 struct Execution<'a> {
@@ -171,6 +194,7 @@ struct Execution<'a> {
     plan: &'a Plan,
     pairs: Pairs,
     opened: Opened,
+    shared: Made,
     stubs: Stubs,
     inherited: Inherited,
 }
@@ -179,6 +203,7 @@ impl Execution<'_> {
     fn run(&mut self, step: &Step) -> Result<()> {
         match step {
             Step::OpenTerminal { index } => self.pairs.open(self.images, *index, self.request.index),
+            Step::MakeShared { id } => self.shared.make(self.images, &self.request.dir, *id),
             Step::OpenPipe { pipe } => self.opened.open_pipe(self.images, *pipe),
             Step::OpenFile { id } => self.open_file(*id),
             Step::Create { pid, birth } => self.create(*pid, *birth),
@@ -285,7 +310,7 @@ impl Execution<'_> {
 
     fn build(&mut self, pid: u32) -> Result<()> {
         let stub = self.stubs.get(pid)?;
-        build::build(stub, self.images, self.plan, &self.inherited)
+        build::build(stub, self.images, self.plan, &self.shared, &self.inherited)
     }
 
     /// Ends a task the way it had ended.
@@ -345,7 +370,7 @@ impl Execution<'_> {
         await_stop(stub.pid, send)
     }
 
-    fn succeed(self, start: Instant) -> Restored {
+    fn succeed(self, start: Instant, created: Instant) -> Restored {
         let Execution { images, plan, mut pairs, opened, stubs, .. } = self;
         for own in images.own.iter().flat_map(|own| &own.ofds) {
             let fd = own.id.and_then(|id| plan.slots.files.get(&id)).and_then(|slot| opened.get(*slot));
@@ -361,7 +386,8 @@ impl Execution<'_> {
             root: Pid(plan.root as i32),
             tasks: images.pstree.len(),
             terminals: images.tty_info.len(),
-            total_us: u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX),
+            frozen_us: micros(created),
+            total_us: micros(start),
             pages,
             bytes: pages * crate::mem::pages::PAGE,
             controller_peak_kib: crate::dump::peak_memory_kib(),
@@ -370,6 +396,10 @@ impl Execution<'_> {
         let master = plan.outside.and_then(|index| pairs.take_master(index));
         Restored { report, master }
     }
+}
+
+fn micros(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
 }
 
 fn state(images: &Images, pid: u32) -> u32 {

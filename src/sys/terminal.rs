@@ -76,14 +76,14 @@ pub fn pidfd_of(pid: Pid) -> Result<OwnedFd, Errno> {
     i32::try_from(fd).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }).map_err(|_| Errno::EBADF)
 }
 
-/// Waits for the end of a child and reaps it (waitid(2) with P_PIDFD, Linux 5.4). ECHILD where it is not our child.
+/// Waits for the end of a child and reaps it (waitid(2) with P_PIDFD, Linux 5.4), whatever its exit signal. ECHILD where it is not our child.
 pub fn wait_exit(pidfd: BorrowedFd<'_>) -> Result<WaitedExit, Errno> {
     let id = libc::id_t::try_from(pidfd.as_raw_fd()).map_err(|_| Errno::EBADF)?;
     loop {
         // SAFETY: an all-zero siginfo is a valid one.
         let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
         // SAFETY: `info` is ours, and the kernel fills its SIGCHLD fields.
-        match Errno::result(unsafe { libc::waitid(libc::P_PIDFD, id, &raw mut info, libc::WEXITED) }) {
+        match Errno::result(unsafe { libc::waitid(libc::P_PIDFD, id, &raw mut info, libc::WEXITED | libc::__WALL) }) {
             Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno),
             // SAFETY: after a successful waitid `info` holds a SIGCHLD, so the status field is set.

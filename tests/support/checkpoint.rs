@@ -21,6 +21,12 @@ pub fn dump(root: i32, dir: &Path) {
     until("free number of the dumped root", PATIENCE, gone, || format!("{:?}", super::snapshot::stat(root)));
 }
 
+/// Dumps the tree of `root` into `dir` and lets it run on.
+pub fn dump_running(root: i32, dir: &Path) {
+    let output = ptyagent(&["dump", "--inject", &root.to_string(), "--leave-running", "-D", dir.to_str().unwrap()]);
+    assert!(output.status.success(), "dump: {}", report(&output));
+}
+
 /// Restores what is in `dir`; it runs when this returns.
 pub fn restore(dir: &Path) {
     let output = ptyagent(&["restore", "--detach", "-D", dir.to_str().unwrap()]);

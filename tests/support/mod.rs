@@ -10,9 +10,9 @@ mod reaper;
 mod snapshot;
 mod victim;
 
-pub use checkpoint::{dump, page_differences, pages, report, restore};
+pub use checkpoint::{dump, dump_running, page_differences, pages, report, restore};
 pub use holder::Holder;
-pub use host::{Serial, TempDir, ptyagent, require, require_from, serial, until, with_timeout};
+pub use host::{Serial, TempDir, ptyagent, require, require_from, serial, skip, until, with_timeout};
 pub use pty::{Pty, Reading, Size};
 pub use reaper::{Subreaper, kill_session, subreaper};
 pub use snapshot::{Stat, TaskSnapshot, assert_same_lines, ps_line, shown, snapshot, stat};
