@@ -12,7 +12,7 @@ use crate::files::kind::{Descriptor, FileKind};
 use crate::files::ofd::{self, OfdTable};
 use crate::ids::{Pid, Tid};
 use crate::image::{Images, pb};
-use crate::inject::batch::Batch;
+use crate::inject::batch::{Answers, Batch};
 use crate::inject::{Entry, Infected, Placement, ThreadState, restart, rseq};
 use crate::mem::{self, layout};
 use crate::procfs::{Mapping, Stat};
@@ -150,7 +150,7 @@ fn record_files(images: &mut Images, tables: &[Table<'_>], ofds: &OfdTable, term
     file_records::record(images, tables, ofds, &tty_ids)
 }
 
-/// Brings the parasite into every process, asks all of them at the same time, and records the answers.
+/// Brings the parasite into every process, asks each of them on the way in, and records the answers.
 fn infect_and_ask(
     known: Vec<Known>,
     images: &mut Images,
@@ -160,7 +160,7 @@ fn infect_and_ask(
 ) -> Result<Vec<Captured>> {
     struct Asked {
         outside: Outside,
-        batch: Batch,
+        answers: Answers,
         signals: signals::Asked,
         identity: identity::Asked,
         ttys: Vec<tty_records::Asked>,
@@ -168,26 +168,20 @@ fn infect_and_ask(
     let mut infected = Vec::new();
     for known in known {
         let Known { pid, pidfd, leader, threads, outside, .. } = known;
-        let tracee = infect(pid, &pidfd, leader, &outside)?;
         let mut batch = Batch::new();
-        let asked = Asked {
-            signals: signals::ask(&mut batch),
-            identity: identity::ask(&mut batch),
-            ttys: terminals.ask(pid, &mut batch),
-            outside,
-            batch,
-        };
+        let signals = signals::ask(&mut batch);
+        let identity = identity::ask(&mut batch);
+        let ttys = terminals.ask(pid, &mut batch);
+        let (tracee, answers) = infect(pid, &pidfd, leader, &outside, batch)?;
+        let asked = Asked { outside, answers, signals, identity, ttys };
         let mappings = asked.outside.mappings.clone();
         infected.push((Captured { pid, pidfd, tracee, threads, mappings }, asked));
     }
-    tracing::debug!("infected");
-    for (captured, asked) in &mut infected {
-        captured.tracee.post(&asked.batch)?;
-    }
+    tracing::debug!("infected and asked");
     let mut records = tty_records::Records::new();
     let mut processes = Vec::new();
-    for (mut captured, asked) in infected {
-        let answers = captured.tracee.answer(asked.batch)?;
+    for (captured, asked) in infected {
+        let answers = asked.answers;
         let signals = asked.signals.answers(&answers)?;
         let identity = asked.identity.answers(&answers)?;
         for tty in &asked.ttys {
@@ -227,17 +221,16 @@ fn recordable(captured: &Captured, outside: &Outside, mode: SurveyMode) -> Resul
     Ok(state)
 }
 
-fn infect(pid: Pid, pidfd: &OwnedFd, leader: Stopped, outside: &Outside) -> Result<Infected> {
+fn infect(pid: Pid, pidfd: &OwnedFd, leader: Stopped, outside: &Outside, first: Batch) -> Result<(Infected, Answers)> {
     if let Some(config) = &outside.rseq {
         rseq::abort_section(&leader, &crate::inject::open_mem(pid)?, pid, config)?;
     }
     let base = layout::hole(layout::ranges(&outside.mappings), wire::REGION_SIZE)
         .ok_or_else(|| Error::failed(format!("process {pid} has no room for the parasite in its address space")))?;
     let pending = outside.pending(leader.sigmask()?);
-    Infected::infect(
-        leader,
-        &Entry { pid, pidfd, places: mem::places(&outside.mappings), base, placement: Placement::Free, pending },
-    )
+    let places = mem::places(&outside.mappings);
+    let entry = Entry { pid, pidfd, places, base, placement: Placement::Free, pending };
+    Infected::infect_and_ask(leader, &entry, first)
 }
 
 /// Orders the tree so that each process comes behind its parent, siblings by their number.
