@@ -22,7 +22,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::error::{Context, Errno, Result, Subject};
-use crate::sys::terminal;
+use crate::sys::process;
 
 mod buffer;
 mod outer;
@@ -289,7 +289,7 @@ impl Relay {
     }
 
     fn reap(&self) -> Result<Ending> {
-        let exit = terminal::wait_exit(self.root.as_fd()).during("waiting for the session's root", Subject::None)?;
+        let exit = process::wait_exit(self.root.as_fd()).during("waiting for the session's root", Subject::None)?;
         Ok(match exit.code {
             libc::CLD_EXITED => Ending::Exited(u8::try_from(exit.status & 0xff).unwrap_or(u8::MAX)),
             _ => Ending::Killed(exit.status),

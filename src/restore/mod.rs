@@ -161,28 +161,12 @@ fn inherited() -> Result<Inherited> {
     let us = Pid(std::process::id() as i32);
     let status = Status::read(us)?;
     let rlimits = crate::procfs::attributes::limits(us)?;
-    let words = |set: u64| vec![set as u32, (set >> 32) as u32];
     let last_cap = std::fs::read_to_string("/proc/sys/kernel/cap_last_cap")
         .ok()
         .and_then(|text| text.trim().parse().ok())
         .unwrap_or(40);
-    let credentials = pb::CredsEntry {
-        uid: status.uid.real,
-        gid: status.gid.real,
-        euid: status.uid.effective,
-        egid: status.gid.effective,
-        suid: status.uid.saved,
-        sgid: status.gid.saved,
-        fsuid: status.uid.fs,
-        fsgid: status.gid.fs,
-        cap_inh: words(status.capabilities.inheritable),
-        cap_prm: words(status.capabilities.permitted),
-        cap_eff: words(status.capabilities.effective),
-        cap_bnd: words(status.capabilities.bounding),
-        secbits: 0,
-        groups: status.groups,
-        ..Default::default()
-    };
+    // The secure bits of this very process: 0 is what everybody starts with.
+    let credentials = crate::task::identity::credentials(&status, 0);
     let affinity = sched_getaffinity(us.into()).during("asking for the affinity", Subject::None)?;
     let limits = rlimits.map(|limit| (limit.soft, limit.hard));
     Ok(Inherited { limits, last_cap, credentials, affinity })
