@@ -48,7 +48,7 @@ fn relay_program() {
     if let (Ok(keys), Ok(text)) = (std::env::var("RELAY_KEYS"), std::env::var("RELAY_UNTIL")) {
         use_up(&master, &keys, &text);
     }
-    let root = terminal::pidfd_of(root).unwrap();
+    let root = ptyagent::sys::process::pidfd_open(root).unwrap();
     let ending = relay::run(OwnedFd::from(master), Outer::standard().unwrap(), root, FirstSize::FromOuter).unwrap();
     std::process::exit(ending.exit_status().into());
 }
