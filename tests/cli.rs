@@ -242,7 +242,8 @@ fn a_shell_of_another_terminal_continues_in_this_one() {
         new.run(&["sh", "-c", &script, env!("CARGO_BIN_EXE_ptyagent")], &[]);
         new.type_keys("WD\"\r");
         new.wait_for_text("otter in /usr");
-        new.type_keys("stty size; sleep 1000\r");
+        // The job itself says that it is in the foreground: ^C before that would reach nobody.
+        new.type_keys("sh -c 'stty size; exec sleep 1000'\r");
         new.wait_for_text("30 100");
         new.type_keys("\x03");
         new.type_keys("echo $? after ^C; exit 7\r");
