@@ -94,7 +94,7 @@ pub fn run(master: OwnedFd, outer: Outer, root: OwnedFd, first: FirstSize) -> Re
     relay.run()
 }
 
-/// Blocks the relay's signals in this thread for good: what comes before [`run`] waits for it. For callers that have a terminal to protect earlier.
+/// Blocks the relay's signals in this thread for good: what comes before [`run`] waits for it. For callers that have something to finish first.
 pub fn block_signals() -> Result<()> {
     signal_set().thread_block().during("blocking signals", Subject::None)
 }

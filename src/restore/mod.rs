@@ -4,6 +4,7 @@
 //! images are untouched.
 
 mod build;
+mod stop;
 mod stubs;
 
 use std::collections::BTreeSet;
@@ -20,13 +21,14 @@ use crate::image::{Images, Kind, pb};
 use crate::inject::batch::{Ask, Batch};
 use crate::mem::shared::Made;
 use crate::plan::{Birth, Plan, Step, plan};
-use crate::procfs::{Stat, State, Status};
+use crate::procfs::{Stat, Status};
 use crate::sys::process::attributes::sched_getaffinity;
 use crate::sys::tty;
 use crate::task::record::STOPPED;
 use crate::tty::restore::{IndexPolicy, Pairs};
 
 use build::Inherited;
+use stop::{await_stop, stop_action};
 use stubs::Stubs;
 
 /// What the user asked for.
@@ -388,34 +390,4 @@ fn micros(since: Instant) -> u64 {
 
 fn state(images: &Images, pid: u32) -> u32 {
     images.cores.get(&pid).and_then(|core| core.tc.as_ref()).map_or(0, |task| task.task_state)
-}
-
-/// Whether a stop signal would still stop the task: default action, not blocked.
-fn stop_action(core: &pb::CoreEntry, signal: i32) -> bool {
-    let Some(task) = &core.tc else { return false };
-    let blocked = task.blk_sigset & (1 << (signal - 1).max(0)) != 0;
-    let default = crate::task::signals::settable()
-        .zip(&task.sigactions)
-        .find(|(number, _)| *number == signal)
-        .is_none_or(|(_, action)| action.sigaction == 0);
-    default && !blocked
-}
-
-/// Waits until a task that was let go has stopped; a signal that did not stop it is followed by one that does.
-fn await_stop(pid: Pid, send: impl Fn(i32) -> Result<()>) -> Result<()> {
-    let start = Instant::now();
-    let mut insisted = false;
-    loop {
-        if Stat::read(pid)?.state == State::Stopped {
-            return Ok(());
-        }
-        if !insisted && start.elapsed().as_millis() > 50 {
-            insisted = true;
-            send(libc::SIGSTOP)?;
-        }
-        if start.elapsed().as_secs() > 5 {
-            return Err(Error::failed(format!("process {pid} did not stop again")));
-        }
-        std::thread::yield_now();
-    }
 }
