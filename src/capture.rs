@@ -5,15 +5,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Refusal, Result, Subject};
 use crate::files::dump as file_records;
 use crate::files::dump::{FileIds, Table};
 use crate::files::kind::{Descriptor, FileKind};
 use crate::files::ofd::{self, OfdTable};
 use crate::ids::{Pid, Tid};
 use crate::image::{Images, pb};
-use crate::inject::batch::Batch;
-use crate::inject::{Entry, Infected, Placement, rseq};
+use crate::inject::batch::{Answers, Batch};
+use crate::inject::{Entry, Infected, Placement, ThreadState, restart, rseq};
 use crate::mem::{self, layout};
 use crate::procfs::{Mapping, Stat};
 use crate::task::freeze::{Frozen, FrozenProcess, freeze};
@@ -40,8 +40,10 @@ pub fn take(root: Pid, mode: SurveyMode, frozen_at: impl FnOnce()) -> Result<Tre
     let before = survey(root, mode)?;
     frozen_at();
     let frozen = freeze(root)?;
+    tracing::debug!(processes = frozen.processes.len(), "frozen");
     // What changed between the survey and the freeze has not been checked yet.
     let now = recheck(&before)?;
+    tracing::debug!(changes = now.changes.len(), "rechecked");
     if mode == SurveyMode::Dump && !now.changes.is_empty() {
         refuse_unsupported(&now.fresh)?;
         refuse_threads(&now.fresh)?;
@@ -79,12 +81,14 @@ pub fn capture(frozen: Frozen, survey: &Survey, mode: SurveyMode) -> Result<Tree
     let terminals = Terminals::find(&tables, &ofds, &stats)?;
     if mode == SurveyMode::Dump {
         refuse_outside(&tables)?;
+        known.iter().try_for_each(refuse_without_vdso)?;
     }
     let mut images = Images::default();
     let mut ids = FileIds::after(&ofds);
     record_files(&mut images, &tables, &ofds, &terminals)?;
     drop(tables);
-    let processes = infect_and_ask(known, &mut images, &mut ids, &terminals)?;
+    tracing::debug!("files recorded");
+    let processes = infect_and_ask(known, &mut images, &mut ids, &terminals, mode)?;
     for pid in zombies {
         record::record_zombie(&mut images, &Stat::read(pid)?);
     }
@@ -113,6 +117,20 @@ fn look(process: FrozenProcess, survey: &Survey) -> Result<Known> {
     Ok(Known { pid, pidfd, leader, threads, outside, descriptors, comm })
 }
 
+/// A restore works from the vDSO's tail and cannot take the vDSO away in the end.
+fn refuse_without_vdso(known: &Known) -> Result<()> {
+    if mem::has_vdso(&known.outside.mappings) {
+        return Ok(());
+    }
+    Err(Error::Refused(Refusal {
+        pid: known.pid,
+        comm: known.comm.clone(),
+        fd: None,
+        kind: "it has unmapped its vDSO".into(),
+        remedy: "end the program that did so, then dump again".into(),
+    }))
+}
+
 fn refuse_outside(tables: &[Table<'_>]) -> Result<()> {
     let wanted: BTreeSet<u64> = tables
         .iter()
@@ -132,16 +150,17 @@ fn record_files(images: &mut Images, tables: &[Table<'_>], ofds: &OfdTable, term
     file_records::record(images, tables, ofds, &tty_ids)
 }
 
-/// Brings the parasite into every process, asks all of them at the same time, and records the answers.
+/// Brings the parasite into every process, asks each of them on the way in, and records the answers.
 fn infect_and_ask(
     known: Vec<Known>,
     images: &mut Images,
     ids: &mut FileIds,
     terminals: &Terminals,
+    mode: SurveyMode,
 ) -> Result<Vec<Captured>> {
     struct Asked {
         outside: Outside,
-        batch: Batch,
+        answers: Answers,
         signals: signals::Asked,
         identity: identity::Asked,
         ttys: Vec<tty_records::Asked>,
@@ -149,48 +168,69 @@ fn infect_and_ask(
     let mut infected = Vec::new();
     for known in known {
         let Known { pid, pidfd, leader, threads, outside, .. } = known;
-        let tracee = infect(pid, &pidfd, leader, &outside)?;
         let mut batch = Batch::new();
-        let asked = Asked {
-            signals: signals::ask(&mut batch),
-            identity: identity::ask(&mut batch),
-            ttys: terminals.ask(pid, &mut batch),
-            outside,
-            batch,
-        };
+        let signals = signals::ask(&mut batch);
+        let identity = identity::ask(&mut batch);
+        let ttys = terminals.ask(pid, &mut batch);
+        let (tracee, answers) = infect(pid, &pidfd, leader, &outside, batch)?;
+        let asked = Asked { outside, answers, signals, identity, ttys };
         let mappings = asked.outside.mappings.clone();
         infected.push((Captured { pid, pidfd, tracee, threads, mappings }, asked));
     }
-    for (captured, asked) in &mut infected {
-        captured.tracee.post(&asked.batch)?;
-    }
+    tracing::debug!("infected and asked");
     let mut records = tty_records::Records::new();
     let mut processes = Vec::new();
-    for (mut captured, asked) in infected {
-        let answers = captured.tracee.answer(asked.batch)?;
+    for (captured, asked) in infected {
+        let answers = asked.answers;
         let signals = asked.signals.answers(&answers)?;
         let identity = asked.identity.answers(&answers)?;
         for tty in &asked.ttys {
             tty.answers(&answers, &mut records)?;
         }
-        record::record(images, ids, &asked.outside, captured.tracee.original(), signals, &identity)?;
+        let state = recordable(&captured, &asked.outside, mode)?;
+        record::record(images, ids, &asked.outside, &state, signals, &identity)?;
         processes.push(captured);
     }
     tty_records::record(images, ids, terminals, records);
     Ok(processes)
 }
 
-fn infect(pid: Pid, pidfd: &OwnedFd, leader: Stopped, outside: &Outside) -> Result<Infected> {
+/// The state that the images keep: a call that the kernel has restarted before gets its own number back.
+fn recordable(captured: &Captured, outside: &Outside, mode: SurveyMode) -> Result<ThreadState> {
+    use std::os::unix::fs::FileExt;
+    let mut state = captured.tracee.original().clone();
+    if !restart::is_restarted(&state.regs) {
+        return Ok(state);
+    }
+    let mut code = [0u8; restart::LOOK_BACK as usize];
+    let at = state.regs.rip.wrapping_sub(2 + restart::LOOK_BACK);
+    captured.tracee.mem().read_exact_at(&mut code, at).during("reading the code", Subject::Pid(captured.pid))?;
+    match restart::restarted_call(&state.regs, &code) {
+        Some(number) => state.regs.orig_rax = number,
+        None if mode == SurveyMode::Inspect => {}
+        None => {
+            return Err(Error::Refused(Refusal {
+                pid: captured.pid,
+                comm: outside.stat.comm_text(),
+                fd: None,
+                kind: "it sleeps in a system call that was interrupted before, and its code does not say which".into(),
+                remedy: "wait until it wakes up, then dump again".into(),
+            }));
+        }
+    }
+    Ok(state)
+}
+
+fn infect(pid: Pid, pidfd: &OwnedFd, leader: Stopped, outside: &Outside, first: Batch) -> Result<(Infected, Answers)> {
     if let Some(config) = &outside.rseq {
         rseq::abort_section(&leader, &crate::inject::open_mem(pid)?, pid, config)?;
     }
-    let vdso = mem::vdso(&outside.mappings).ok_or_else(|| {
-        Error::failed(format!("process {pid} has no vDSO mapping, where the entry code would go; it cannot be entered"))
-    })?;
     let base = layout::hole(layout::ranges(&outside.mappings), wire::REGION_SIZE)
         .ok_or_else(|| Error::failed(format!("process {pid} has no room for the parasite in its address space")))?;
     let pending = outside.pending(leader.sigmask()?);
-    Infected::infect(leader, &Entry { pid, pidfd, vdso, base, placement: Placement::Free, pending })
+    let places = mem::places(&outside.mappings);
+    let entry = Entry { pid, pidfd, places, base, placement: Placement::Free, pending };
+    Infected::infect_and_ask(leader, &entry, first)
 }
 
 /// Orders the tree so that each process comes behind its parent, siblings by their number.

@@ -1,7 +1,8 @@
 //! The story of a dump: survey, freeze, infect, collect, drain the queues, write, then let go or kill.
 //!
 //! Nothing is stopped before the target directory is known to be usable. The images appear in it by one rename, after everything is on
-//! disk; only then is a session killed. Whatever fails before gives the session back everything and lets it run on.
+//! disk; only then is a session killed. A session that is to run on does so as soon as everything is read. Whatever fails before gives the
+//! session back everything: dropping a captured process makes its parasite put back what it holds, and leave.
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -9,15 +10,16 @@ use std::time::Instant;
 use serde::Serialize;
 
 use crate::capture::{self, Captured, Tree};
-use crate::error::{Error, Result, Subject};
+use crate::error::{Error, Result};
 use crate::ids::{Pid, Tid};
-use crate::image::{Images, Overwrite, Pagemap, Writer, pagemap, pb};
+use crate::image::{CommitReport, Images, Overwrite, Pagemap, Writer, pagemap, pb};
 use crate::inject::batch::{Ask, Batch};
-use crate::mem::pages::{self, PAGE, PageRange, Wanted};
-use crate::mem::{self, status};
+use crate::mem::pages::{self, PAGE, PageMap, PageRange, Stash, Wanted};
+use crate::mem::{self, shared, status};
 use crate::sys::process::pidfd_send_signal;
 use crate::sys::ptrace;
-use crate::task::survey::SurveyMode;
+use crate::task::survey::{self, SurveyMode};
+use crate::tty::drain::{self, Drained};
 
 /// What becomes of the session once its images are complete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,13 +45,15 @@ pub struct Report {
     pub dir: PathBuf,
     pub tasks: usize,
     pub terminals: usize,
-    /// Microseconds during which the session did not run, because of us.
+    /// Microseconds from the freeze until everything was read, when the session ran on or could have.
     pub frozen_us: u64,
     /// Microseconds of the whole dump.
     pub total_us: u64,
     pub pages: u64,
     /// Of all images.
     pub bytes: u64,
+    /// The most physical memory that this process has had, in KiB; absent where the kernel does not tell.
+    pub controller_peak_kib: Option<u64>,
     /// State that was not carried because the user allowed it.
     pub losses: Vec<String>,
 }
@@ -58,29 +62,41 @@ pub struct Report {
 pub fn dump(request: &Request) -> Result<Report> {
     let start = Instant::now();
     let mut writer = Writer::create(&request.dir, request.overwrite)?;
+    let mut stash = Stash::new(expected_size(request.root));
     let mut frozen_at = start;
     let mut session = capture::take(request.root, SurveyMode::Dump, || frozen_at = Instant::now())?;
-    let written = write(&mut writer, &mut session);
-    let pages = give_back_on_error(&mut session, written)?;
+    tracing::debug!(frozen_us = micros(frozen_at), "captured");
+    let pending = read_pages(&mut writer, &mut session, &mut stash)?;
+    tracing::debug!(frozen_us = micros(frozen_at), "pages read");
+    read_shared(&mut writer, &mut session)?;
+    let drained = drain::drain(&mut session.processes, &mut session.images)?;
     stamp(&mut session.images);
-    let commit = match writer.commit(&session.images) {
-        Ok(commit) => commit,
-        Err(error) => {
-            session.release()?;
-            return Err(error);
+    tracing::debug!(frozen_us = micros(frozen_at), "queues drained");
+    let (tasks, terminals) = (session.images.pstree.len(), session.images.tty_info.len());
+    let Tree { processes, images } = session;
+    let pages = images.pagemaps.values().flat_map(|map| &map.entries).map(pb::PagemapEntry::pages).sum();
+    let (frozen_us, commit) = match request.after {
+        After::Kill => {
+            let captured_us = micros(frozen_at);
+            let commit = commit(writer, &images, &stash, pending)?;
+            kill(processes, &images)?;
+            (captured_us, commit)
+        }
+        After::LeaveRunning | After::LeaveStopped => {
+            let frozen_us = let_go(processes, &drained, request.after, frozen_at)?;
+            (frozen_us, commit(writer, &images, &stash, pending)?)
         }
     };
-    let (tasks, terminals) = (session.images.pstree.len(), session.images.tty_info.len());
-    finish(session, request.after)?;
     Ok(Report {
         root: request.root,
         dir: request.dir.clone(),
         tasks,
         terminals,
-        frozen_us: micros(frozen_at),
+        frozen_us,
         total_us: micros(start),
         pages,
         bytes: commit.bytes,
+        controller_peak_kib: peak_memory_kib(),
         losses: Vec::new(),
     })
 }
@@ -89,29 +105,78 @@ fn micros(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
 }
 
-fn give_back_on_error<T>(_session: &mut Tree, result: Result<T>) -> Result<T> {
-    result
+/// The peak of this process, for the reports.
+pub(crate) fn peak_memory_kib() -> Option<u64> {
+    crate::procfs::attributes::peak_memory_kib(Pid(std::process::id() as i32)).ok().flatten()
 }
 
-/// Writes the pages of every process; yields their number.
-fn write(writer: &mut Writer, session: &mut Tree) -> Result<u64> {
-    let mut total = 0;
+/// Pages that were read and are still to be written.
+struct Pending {
+    id: u32,
+    place: std::ops::Range<usize>,
+}
+
+/// Reads the pages of every process, into the stash where they fit, else straight into the image; yields what is to be written.
+fn read_pages(writer: &mut Writer, session: &mut Tree, stash: &mut Stash) -> Result<Vec<Pending>> {
+    let mut pending = Vec::new();
     for process in &session.processes {
         let id = process.pid.0 as u32;
         let ranges = own_pages(process)?;
-        let file = writer.pages_file(id)?;
-        let digest = pages::copy(process.pid, &ranges, &file)?;
-        writer.set_pages(id, digest);
-        total += digest.size / PAGE;
+        match stash.read(process.pid, &ranges)? {
+            Some(place) => pending.push(Pending { id, place }),
+            None => {
+                let file = writer.pages_file(id)?;
+                writer.set_pages(id, pages::copy(process.pid, &ranges, &file)?);
+            }
+        }
         session.images.pagemaps.insert(id, to_pagemap(id, &ranges));
     }
-    Ok(total)
+    Ok(pending)
 }
+
+/// Copies the memory that the tree shares, each object once.
+fn read_shared(writer: &mut Writer, session: &mut Tree) -> Result<()> {
+    let objects = shared::objects(session.processes.iter().map(|process| (process.pid, process.mappings.as_slice())));
+    shared::refuse_outside(&objects, &session.processes.iter().map(|process| process.pid).collect())?;
+    // Files of pages are numbered by their processes; these come behind.
+    let mut id = session.processes.iter().map(|process| process.pid.0 as u32).max().unwrap_or(0);
+    for object in objects {
+        id += 1;
+        let file = writer.pages_file(id)?;
+        let (ranges, digest) = object.copy(&file)?;
+        writer.set_pages(id, digest);
+        session.images.shmem_pagemaps.insert(object.id, to_pagemap(id, &ranges));
+    }
+    Ok(())
+}
+
+/// Writes what the stash holds, and then everything else.
+fn commit(mut writer: Writer, images: &Images, stash: &Stash, pending: Vec<Pending>) -> Result<CommitReport> {
+    for Pending { id, place } in pending {
+        let file = writer.pages_file(id)?;
+        writer.set_pages(id, stash.write(place, &file)?);
+    }
+    writer.commit(images)
+}
+
+/// How many bytes of its own a tree may have, at a glance: what is resident and not shared.
+fn expected_size(root: Pid) -> u64 {
+    let size = |pid: &Pid| {
+        let text = std::fs::read_to_string(crate::procfs::path(*pid, "statm")).ok()?;
+        let mut fields = text.split(' ').skip(1).map(|field| field.parse::<u64>().unwrap_or(0));
+        let resident = fields.next()?;
+        Some(resident.saturating_sub(fields.next()?) + ROOM_TO_GROW)
+    };
+    let pages: u64 = survey::enumerate(root).unwrap_or_default().iter().filter_map(size).sum();
+    pages * PAGE
+}
+
+/// Pages that a process may get between the glance and the freeze, written file pages among them.
+const ROOM_TO_GROW: u64 = 128;
 
 /// The pages that have content of the process's own.
 fn own_pages(process: &Captured) -> Result<Vec<PageRange>> {
-    let path = crate::procfs::path(process.pid, "pagemap");
-    let file = std::fs::File::open(&path).map_err(|error| Error::io("opening", Subject::Path(path), &error))?;
+    let mut map = PageMap::open(process.pid)?;
     let mut ranges = Vec::new();
     for mapping in &process.mappings {
         let status = mem::status_of(mapping);
@@ -124,7 +189,7 @@ fn own_pages(process: &Captured) -> Result<Vec<PageRange>> {
         } else {
             continue;
         };
-        pages::find(&file, process.pid, mapping.start.0, mapping.end.0, wanted, &mut ranges)?;
+        map.find(mapping.start.0, mapping.end.0, wanted, &mut ranges)?;
     }
     Ok(ranges)
 }
@@ -151,24 +216,24 @@ fn stamp(images: &mut Images) {
     });
 }
 
-/// Kills the tree, or lets it go.
-fn finish(session: Tree, after: After) -> Result<()> {
-    match after {
-        After::LeaveRunning => session.release(),
-        After::LeaveStopped => {
-            for process in &session.processes {
-                let _ = signal(process, libc::SIGSTOP);
-            }
-            session.release()
+/// Gives everything back and lets the session go; yields for how many microseconds it had been stopped.
+fn let_go(processes: Vec<Captured>, drained: &[Drained], after: After, frozen_at: Instant) -> Result<u64> {
+    let mut processes = processes;
+    drain::put_back(&mut processes, drained)?;
+    if after == After::LeaveStopped {
+        for process in &processes {
+            signal(process, libc::SIGSTOP)?;
         }
-        After::Kill => kill(session),
     }
+    for process in processes {
+        process.release()?;
+    }
+    Ok(micros(frozen_at))
 }
 
 /// Kills all, children first, and lets each parent reap its children before it dies itself: nothing but the root is left for others to reap,
 /// so that all other numbers are free at once.
-fn kill(session: Tree) -> Result<()> {
-    let Tree { processes, images } = session;
+fn kill(processes: Vec<Captured>, images: &Images) -> Result<()> {
     let mut rest = processes;
     let dead = images.pstree.iter().rev().map(|entry| entry.pid as i32);
     for pid in dead {

@@ -14,6 +14,13 @@ pub mod ids;
 pub mod wire;
 
 pub mod capture;
+/// What runs inside a tracee and, where the descriptors are at hand, in this process as well.
+#[path = "../parasite/src"]
+pub mod parasite_side {
+    pub mod queue;
+    pub mod sys;
+}
+
 pub mod check;
 pub mod demo;
 pub mod dump;

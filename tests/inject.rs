@@ -1,8 +1,11 @@
 //! The way in and out on a live process.
 #![allow(clippy::unwrap_used)]
 
+mod support;
+
+use std::io::Read;
 use std::os::fd::OwnedFd;
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 
 use ptyagent::ids::{Pid, Tid};
 use ptyagent::inject::batch::{Ask, Batch};
@@ -10,19 +13,12 @@ use ptyagent::inject::restart::Pending;
 use ptyagent::inject::{Entry, Infected, Placement};
 use ptyagent::trace::Running;
 
-fn vdso(pid: Pid) -> std::ops::Range<u64> {
-    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
-    let line = maps.lines().find(|line| line.ends_with("[vdso]")).unwrap();
-    let (start, end) = line.split(' ').next().unwrap().split_once('-').unwrap();
-    u64::from_str_radix(start, 16).unwrap()..u64::from_str_radix(end, 16).unwrap()
-}
-
 fn infect(pid: Pid, pidfd: &OwnedFd) -> Infected {
     let stopped = Running::seize(Tid::from(pid), ptyagent::sys::ptrace::OPTIONS).unwrap().stop().unwrap();
     let entry = Entry {
         pid,
         pidfd,
-        vdso: vdso(pid),
+        places: ptyagent::mem::places(&ptyagent::procfs::maps::read(pid).unwrap()),
         base: 0x10_0000_0000,
         placement: Placement::Free,
         pending: Pending::Nothing,
@@ -64,5 +60,26 @@ fn a_batch_runs_inside_and_the_victim_is_cured() {
     }
     assert_eq!(before, std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap());
     assert_eq!(descriptors(), open_before);
+    assert!(victim.0.try_wait().unwrap().is_none());
+}
+
+#[test]
+fn a_process_without_a_vdso_is_entered_behind_its_text() {
+    let program = support::compile("novdso");
+    let mut victim = Victim(Command::new(program).stdout(Stdio::piped()).spawn().unwrap());
+    victim.0.stdout.take().unwrap().read_to_end(&mut Vec::new()).unwrap();
+    let pid = Pid(victim.0.id() as i32);
+    let pidfd = ptyagent::sys::process::pidfd_open(pid).unwrap();
+    let maps = || std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+    let before = maps();
+    assert!(!before.contains("[vdso]"));
+    for _ in 0..50 {
+        let mut infected = infect(pid, &pidfd);
+        let mut batch = Batch::new();
+        let id = batch.call(libc::SYS_getpid, []);
+        assert_eq!(infected.ask(batch).unwrap().result(id), Ok(i64::from(pid.0)));
+        infected.cure().unwrap().release().unwrap();
+    }
+    assert_eq!(before, maps());
     assert!(victim.0.try_wait().unwrap().is_none());
 }

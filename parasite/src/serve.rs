@@ -2,9 +2,13 @@
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use crate::sys::{self, syscall};
+use crate::queue;
+use crate::sys::syscall;
 use crate::wire::{self, Call, Header, Span};
 
+const SCHED_YIELD: u64 = 24;
+const FUTEX: u64 = 202;
+const CLOCK_GETTIME: u64 = 228;
 const FUTEX_WAKE: u64 = 1;
 const CLOCK_MONOTONIC: u64 = 1;
 /// How long an answered request may stay uncollected before the controller counts as gone, in seconds.
@@ -34,7 +38,7 @@ fn next(base: u64, header: &Header) -> Next {
             // SAFETY: the controller completed the batch before it set REQUEST.
             unsafe { run(base, header.batch) };
             header.state.store(wire::DONE, Ordering::Release);
-            syscall(sys::FUTEX, [&raw const header.state as u64, FUTEX_WAKE, 1, 0, 0, 0]);
+            syscall(FUTEX, [&raw const header.state as u64, FUTEX_WAKE, 1, 0, 0, 0]);
             wait_for_stop(&header.state)
         }
         // Resumed from a stop without a request: the tracer is gone.
@@ -50,7 +54,7 @@ fn next(base: u64, header: &Header) -> Next {
 fn wait_for_stop(state: &AtomicU32) -> Next {
     let start = seconds();
     while state.load(Ordering::Acquire) == wire::DONE {
-        syscall(sys::SCHED_YIELD, [0; 6]);
+        syscall(SCHED_YIELD, [0; 6]);
         if seconds() - start > PATIENCE
             && state.compare_exchange(wire::DONE, wire::LEAVING, Ordering::AcqRel, Ordering::Acquire).is_ok()
         {
@@ -62,7 +66,7 @@ fn wait_for_stop(state: &AtomicU32) -> Next {
 
 fn seconds() -> i64 {
     let mut now = [0i64; 2];
-    syscall(sys::CLOCK_GETTIME, [CLOCK_MONOTONIC, now.as_mut_ptr() as u64, 0, 0, 0, 0]);
+    syscall(CLOCK_GETTIME, [CLOCK_MONOTONIC, now.as_mut_ptr() as u64, 0, 0, 0, 0]);
     now[0]
 }
 
@@ -85,10 +89,26 @@ unsafe fn run(base: u64, span: Span) {
                 _ => {}
             }
         }
-        call.result = syscall(call.nr, args);
+        // SAFETY: for a queue operation the first argument is the address of a hold in the region, which nobody else has.
+        call.result = unsafe { perform(call.nr, args) };
         if (-4095..0).contains(&call.result) && call.flags & wire::STOP_ON_ERROR != 0 {
             break;
         }
         n += 1;
+    }
+}
+
+/// Runs one call of a batch.
+///
+/// # Safety
+/// For the queue operations `args[0]` is the address of a [`queue::Hold`] that nobody else uses.
+unsafe fn perform(nr: u64, args: [u64; 6]) -> i64 {
+    let hold = args[0] as *mut queue::Hold;
+    match nr {
+        // SAFETY: the caller's promise.
+        wire::OP_QUEUE_DRAIN => queue::drain(unsafe { &mut *hold }),
+        // SAFETY: the caller's promise.
+        wire::OP_QUEUE_PUT_BACK => queue::put_back(unsafe { &mut *hold }),
+        _ => syscall(nr, args),
     }
 }

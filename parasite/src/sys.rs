@@ -1,13 +1,10 @@
 //! The raw system call instruction.
 
+#![allow(unsafe_code)]
+
 use core::arch::asm;
 
-pub const SCHED_YIELD: u64 = 24;
-pub const FUTEX: u64 = 202;
-pub const CLOCK_GETTIME: u64 = 228;
-
 /// Runs one system call; yields the kernel's raw answer, a negated errno on failure.
-#[allow(unsafe_code)]
 pub fn syscall(nr: u64, args: [u64; 6]) -> i64 {
     let result: i64;
     // SAFETY: the memory that a call touches is named by the caller's arguments, who owns it; the instruction itself clobbers rcx and r11.

@@ -25,6 +25,7 @@ pub const SIZE: (u16, u16) = (24, 80);
 
 /// Keeps a terminal with a bash on it until that ends; yields its exit status.
 pub fn hold(dir: &Path) -> Result<u8> {
+    close_inherited()?;
     set_pdeathsig(Signal::SIGKILL).during("asking to end with the demo", Subject::None)?;
     setsid().during("starting a session", Subject::None)?;
     SigSet::all().thread_unblock().during("unblocking signals", Subject::None)?;
@@ -43,6 +44,18 @@ pub fn hold(dir: &Path) -> Result<u8> {
     relay(&mut File::from(keys), shown, &mut File::from(master))?;
     let status = shell.wait().during("waiting for the shell", Subject::None)?;
     Ok(status.code().or(status.signal().map(|signal| 128 + signal)).map_or(1, |code| code as u8))
+}
+
+/// Closes what the starter of the demo left open for it by accident: the tree must share nothing with others. Nothing of our own is open yet.
+fn close_inherited() -> Result<()> {
+    let path = Path::new("/proc/self/fd");
+    let entries = path.read_dir().during("listing", Subject::Path(path.into()))?.flatten();
+    let numbers: Vec<i32> = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    for number in numbers.into_iter().filter(|number| *number > 2) {
+        // The descriptor of the listing is closed already.
+        let _ = nix::unistd::close(number);
+    }
+    Ok(())
 }
 
 fn start(terminal: &Path) -> Result<Child> {

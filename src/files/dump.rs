@@ -272,7 +272,7 @@ fn content(pipe_id: u32, reader: BorrowedFd<'_>) -> Result<PipeData> {
             "a pipe holds {unread} bytes of which only {copied} could be copied; let the reader go on and dump again"
         )));
     }
-    let entry = pb::PipeDataEntry { pipe_id, bytes: copied as u32, size: Some(size as u32), ..Default::default() };
+    let entry = pb::PipeDataEntry { pipe_id, bytes: copied as u32, size: Some(size as u32) };
     Ok(PipeData { entry, data })
 }
 

@@ -12,6 +12,8 @@ pub enum Arg {
     Value(u64),
     /// The address of a buffer of the same batch, plus an offset in it.
     Buffer(Buffer, u64),
+    /// The address of an offset of the region.
+    Region(u64),
     /// The result of an earlier call of the same batch.
     ResultOf(CallId),
 }
@@ -93,6 +95,11 @@ impl Batch {
         self.push(nr, args, OnError::Stop)
     }
 
+    /// Adds one of `wire`'s operations on something that lies at an offset of the region, outside the batch.
+    pub fn operate(&mut self, operation: u64, offset: u64) -> CallId {
+        self.push(operation as i64, [Arg::Region(offset)], OnError::Continue)
+    }
+
     fn push<const N: usize>(&mut self, nr: i64, args: [Arg; N], on_error: OnError) -> CallId {
         let mut all = [Arg::Value(0); 6];
         for (slot, arg) in all.iter_mut().zip(args) {
@@ -141,6 +148,7 @@ impl Batch {
                 let (value, kind) = match *arg {
                     Arg::Value(value) => (value, wire::ARG_VALUE),
                     Arg::Buffer(buffer, plus) => (data_at + buffer.at as u64 + plus, wire::ARG_REGION),
+                    Arg::Region(offset) => (offset, wire::ARG_REGION),
                     Arg::ResultOf(CallId(n)) => {
                         (offset + (n * size_of::<Call>()) as u64 + RESULT_AT as u64, wire::ARG_LOAD)
                     }

@@ -1,15 +1,15 @@
-//! The way in: four calls from stubs, then one SETREGS into the parasite.
+//! The way in: three calls from stubs, then one SETREGS into the parasite, whose first batch closes the memfd.
 
 use std::fs::File;
-use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::Ordering;
 
 use libc::user_regs_struct;
 
+use super::batch::{Answers, Batch};
 use super::restart::{self, Pending};
-use super::stub::{Cleanup, REGION_NAME, Room, Slot, WayBack};
+use super::stub::{Cleanup, Place, REGION_NAME, Room, Slot, WayBack};
 use super::{ALL_SIGNALS, Infected, Placement, ThreadState, Tracee, blob, idle_header};
 use crate::error::{Context, Error, Result, Subject};
 use crate::ids::{Pid, RemoteFd};
@@ -23,8 +23,8 @@ pub struct Entry<'a> {
     pub pid: Pid,
     /// The process's pidfd, to fetch the memfd through.
     pub pidfd: &'a OwnedFd,
-    /// Where the [vdso] mapping lies.
-    pub vdso: Range<u64>,
+    /// Where the entry code may go, best first.
+    pub places: Vec<Place>,
     /// Where the region goes: [`wire::REGION_SIZE`] bytes.
     pub base: u64,
     pub placement: Placement,
@@ -37,14 +37,20 @@ impl Infected {
     ///
     /// On an error the tracee has been given back what it had and was released; it runs on.
     pub fn infect(stopped: Stopped, entry: &Entry<'_>) -> Result<Infected> {
+        Ok(Infected::infect_and_ask(stopped, entry, Batch::new())?.0)
+    }
+
+    /// As [`infect`](Infected::infect), with a batch that is run on the way. No call of it may end it early ([`Batch::must`]): the way in
+    /// ends with a call behind it.
+    pub fn infect_and_ask(stopped: Stopped, entry: &Entry<'_>, first: Batch) -> Result<(Infected, Answers)> {
         let at_stop = ThreadState { regs: stopped.regs()?, xstate: stopped.xstate()?, sigmask: stopped.sigmask()? };
         let original = ThreadState { regs: restart::continued(&at_stop.regs, entry.pending), ..at_stop };
         let mem = open_mem(entry.pid)?;
-        let room = Room::find(&mem, entry.pid, &entry.vdso)?;
+        let room = Room::find(&mem, entry.pid, &entry.places)?;
         let way_back = WayBack { regs: restart::without_kernel_restart(&original.regs), sigmask: original.sigmask };
         let mut bootstrap = Bootstrap { entry, mem, room, way_back, original, next: Slot::Even };
         match bootstrap.run(stopped) {
-            Ok((stopped, memfd, mapping)) => bootstrap.start(stopped, memfd, mapping),
+            Ok((stopped, placed)) => bootstrap.start(stopped, placed, first),
             Err((error, stopped)) => {
                 if let Some(stopped) = stopped {
                     bootstrap.give_back(stopped)?;
@@ -87,6 +93,14 @@ pub(super) fn run_call(stopped: Stopped) -> Result<(Stopped, i64)> {
 
 type Lost = (Error, Option<Stopped>);
 
+/// The region as it is in the tracee before the parasite runs.
+struct Placed {
+    memfd: OwnedFd,
+    mapping: SharedMapping,
+    /// The tracee's number of the memfd.
+    remote_fd: i32,
+}
+
 struct Bootstrap<'a> {
     entry: &'a Entry<'a>,
     mem: File,
@@ -97,8 +111,8 @@ struct Bootstrap<'a> {
 }
 
 impl Bootstrap<'_> {
-    /// The four calls. An error brings the tracee back at a syscall stop in a stub, so that it can be given back its state.
-    fn run(&mut self, stopped: Stopped) -> std::result::Result<(Stopped, OwnedFd, SharedMapping), Lost> {
+    /// The three calls. An error brings the tracee back at a syscall stop in a stub, so that it can be given back its state.
+    fn run(&mut self, stopped: Stopped) -> std::result::Result<(Stopped, Placed), Lost> {
         // The memfd's name has to lie in the victim's memory: behind the code of the exit slot, which is not yet in use.
         let name = self.room.slot(Slot::Exit);
         if let Err(error) = self.mem.write_all_at(REGION_NAME, name.0).during("writing", Subject::Pid(self.entry.pid)) {
@@ -141,8 +155,7 @@ impl Bootstrap<'_> {
             [self.entry.base, wire::DATA_OFFSET, text, 0, 0, 0],
             &[unmap, close],
         )?;
-        let (stopped, _) = self.call(stopped, libc::SYS_close, [fd as u64, 0, 0, 0, 0, 0], &[unmap])?;
-        Ok((stopped, memfd, mapping))
+        Ok((stopped, Placed { memfd, mapping, remote_fd: fd }))
     }
 
     fn close_after(&mut self, (error, stopped): Lost, fd: i32) -> Lost {
@@ -209,9 +222,15 @@ impl Bootstrap<'_> {
         Ok((memfd, mapping))
     }
 
-    /// Sends the tracee into the parasite, which answers an empty request.
-    fn start(self, stopped: Stopped, memfd: OwnedFd, mapping: SharedMapping) -> Result<Infected> {
+    /// Sends the tracee into the parasite, which runs the first batch and closes the memfd.
+    ///
+    /// Until the one SETREGS the tracee stands in the stub of the last call, which unmaps the region and closes the memfd. From then on the
+    /// parasite runs the batch to its end whether or not there still is a controller.
+    fn start(self, stopped: Stopped, placed: Placed, first: Batch) -> Result<(Infected, Answers)> {
         let base = self.entry.base;
+        let Placed { memfd, mapping, remote_fd } = placed;
+        let mut first = first;
+        let close = first.call(libc::SYS_close, [remote_fd.into()]);
         let mut infected = Infected {
             pid: self.entry.pid,
             tracee: Tracee::Lost,
@@ -224,6 +243,7 @@ impl Bootstrap<'_> {
             owed_stop: false,
         };
         infected.place_exit_stub()?;
+        infected.place_batch(&first)?;
         infected.state()?.store(wire::REQUEST, Ordering::Release);
         let entry = blob::load(base)?.entry;
         let regs = user_regs_struct {
@@ -235,8 +255,9 @@ impl Bootstrap<'_> {
         };
         stopped.set_regs(&regs)?;
         infected.tracee = Tracee::Serving(stopped.cont_without_signal()?);
-        infected.await_done()?;
-        Ok(infected)
+        let answers = infected.answer(first)?;
+        answers.result(close).during("closing the parasite's memory", Subject::Fd(infected.pid, remote_fd))?;
+        Ok((infected, answers))
     }
 
     /// After a failed step: from the syscall stop in a stub back to where the tracee was.

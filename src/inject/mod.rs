@@ -1,8 +1,10 @@
 //! Running code in a tracee: the parasite's way in, its batches, its way out.
 //!
-//! 1. Four calls run from stubs in the vDSO's tail: memfd_create, mmap, mprotect, close. Each stub undoes its step if the tracer dies.
-//! 2. The controller fetches the memfd, maps it too and fills it: the blob, the header, the victim's registers.
-//! 3. One SETREGS sends the tracee to the parasite, which saves the extended state and waits for batches.
+//! 1. Three calls run from stubs in the vDSO's tail: memfd_create, mmap, mprotect. Each stub undoes its step and those before if the tracer
+//!    dies.
+//! 2. The controller fetches the memfd, maps it too and fills it: the blob, the header, the victim's registers, the first batch.
+//! 3. One SETREGS sends the tracee to the parasite, which saves the extended state, runs the first batch, whose last call closes the memfd,
+//!    and waits for more.
 //! 4. [`Infected::cure`] gives the extended state back, sends the tracee through the exit stub, which unmaps the region, and stops it
 //!    before it runs an instruction of its own, to set its original registers: the kernel's own restart of an interrupted call then works.
 //!
@@ -33,6 +35,7 @@ use batch::{Answers, Ask, Batch};
 use stub::{Room, Slot, WayBack};
 
 pub use enter::{Entry, open_mem};
+pub use stub::Place;
 
 /// All signals blocked; SIGKILL and SIGSTOP cannot be.
 const ALL_SIGNALS: u64 = u64::MAX;
@@ -138,15 +141,20 @@ impl Infected {
 
     /// Posts a batch and lets the tracee run; [`answer`](Infected::answer) collects it. Batches of several tracees run at the same time this way.
     pub fn post(&mut self, batch: &Batch) -> Result<()> {
-        if wire::ARENA_OFFSET + batch.size() as u64 > wire::HOLD_OFFSET {
-            return Err(Error::failed(format!("a batch of {} bytes does not fit the region", batch.size())));
-        }
-        self.write(wire::ARENA_OFFSET, &batch.encode(self.base, wire::ARENA_OFFSET))?;
-        self.write(BATCH_AT, &Self::span(wire::ARENA_OFFSET, batch.len()))?;
+        self.place_batch(batch)?;
         let stopped = self.take_stopped()?;
         self.state()?.store(wire::REQUEST, Ordering::Release);
         self.tracee = Tracee::Serving(stopped.cont_without_signal()?);
         Ok(())
+    }
+
+    /// Puts a batch where the parasite finds it at the next request.
+    fn place_batch(&self, batch: &Batch) -> Result<()> {
+        if wire::ARENA_OFFSET + batch.size() as u64 > wire::HOLD_OFFSET {
+            return Err(Error::failed(format!("a batch of {} bytes does not fit the region", batch.size())));
+        }
+        self.write(wire::ARENA_OFFSET, &batch.encode(self.base, wire::ARENA_OFFSET))?;
+        self.write(BATCH_AT, &Self::span(wire::ARENA_OFFSET, batch.len()))
     }
 
     fn take_stopped(&mut self) -> Result<Stopped> {

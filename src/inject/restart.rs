@@ -81,6 +81,38 @@ pub fn without_kernel_restart(regs: &user_regs_struct) -> user_regs_struct {
     regs
 }
 
+/// Calls that the kernel goes on with by its restart block: nanosleep, clock_nanosleep, poll, futex.
+const RESTARTED: [i64; 4] = [libc::SYS_nanosleep, libc::SYS_clock_nanosleep, libc::SYS_poll, libc::SYS_futex];
+/// Bytes before a call's instruction in which its number is looked for.
+pub const LOOK_BACK: u64 = 48;
+
+/// The number of the call that a thread is in, where it is one that the kernel has restarted once already and that therefore shows as
+/// restart_syscall: only the code before the instruction still has the number. `code` ends at the instruction.
+///
+/// None where the thread is in no such call, or its code does not tell.
+pub fn restarted_call(regs: &user_regs_struct, code: &[u8]) -> Option<u64> {
+    if regs.orig_rax as i64 != libc::SYS_restart_syscall || regs.rax as i64 != ERESTART_RESTARTBLOCK {
+        return None;
+    }
+    // The nearest "mov eax, number" from which the instructions lead right up to the call.
+    (0..code.len()).rev().find_map(|at| {
+        let tail = code.get(at..)?;
+        let mut decoder = iced_x86::Decoder::new(64, tail, iced_x86::DecoderOptions::NONE);
+        let first = decoder.decode();
+        let is_number = first.mnemonic() == iced_x86::Mnemonic::Mov
+            && first.op0_register() == iced_x86::Register::EAX
+            && first.op1_kind() == iced_x86::OpKind::Immediate32;
+        let number = u64::from(first.immediate32());
+        let straight = decoder.iter().all(|next| !next.is_invalid());
+        (is_number && straight && RESTARTED.contains(&(number as i64))).then_some(number)
+    })
+}
+
+/// Whether a thread is in a call that the kernel has restarted once already.
+pub fn is_restarted(regs: &user_regs_struct) -> bool {
+    regs.orig_rax as i64 == libc::SYS_restart_syscall && regs.rax as i64 == ERESTART_RESTARTBLOCK
+}
+
 /// What a recorded thread continues with in a new task, which has no restart block of its own.
 ///
 /// A call that the kernel would have gone on with by its restart block (nanosleep, poll, futex with a timeout) is made again from its
@@ -120,6 +152,14 @@ mod tests {
         }
         let regs = without_kernel_restart(&at(35, -516));
         assert_eq!((regs.rax, regs.rip), (219, 0x1000));
+    }
+
+    #[test]
+    fn the_number_of_a_restarted_call_is_in_the_code() {
+        let code = [0xba, 7, 0, 0, 0, 0xb8, 0xe6, 0, 0, 0, 0x4d, 0x89, 0xc2];
+        assert_eq!(restarted_call(&at(219, -516), &code), Some(libc::SYS_clock_nanosleep as u64));
+        assert_eq!(restarted_call(&at(35, -516), &code), None);
+        assert_eq!(restarted_call(&at(219, -516), &[0x90; 8]), None);
     }
 
     #[test]

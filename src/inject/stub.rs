@@ -1,4 +1,4 @@
-//! Small machine code in the unused zero tail of the [vdso]: run a call, clean up, find the way back.
+//! Small machine code in the unused zero tail of the [vdso], or of another text: run a call, clean up, find the way back.
 //!
 //! A stub is `syscall`, then the calls that undo the step if the tracer has died, then the victim's registers, then a jump to where the
 //! victim was. While the tracer lives it never gets past the first `syscall`. So at every instant the victim returns on its own to what
@@ -44,7 +44,7 @@ pub struct WayBack {
     pub sigmask: u64,
 }
 
-/// The zero tail of a vDSO's last page in a victim.
+/// The zero tail of a text's last page in a victim.
 #[derive(Debug)]
 pub struct Room {
     start: u64,
@@ -52,24 +52,56 @@ pub struct Room {
     original: Vec<u8>,
 }
 
+/// Where there may be room for the stubs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// The [vdso] mapping: what lies behind its ELF image is zero.
+    Vdso(Range<u64>),
+    /// A private executable mapping of a file, for processes without a vDSO: linkers pad the text's last page with zeros.
+    Text(Range<u64>),
+}
+
 impl Room {
-    /// Finds the room in the vDSO mapped at `vdso`. Fails where the vDSO is not an ELF image with a zero tail of 768 bytes.
-    pub fn find(mem: &File, pid: Pid, vdso: &Range<u64>) -> Result<Room> {
+    /// Finds room in the first place that has it: 768 unused bytes at the end.
+    pub fn find(mem: &File, pid: Pid, places: &[Place]) -> Result<Room> {
+        for place in places {
+            let room = match place {
+                Place::Vdso(range) => Room::in_vdso(mem, pid, range)?,
+                Place::Text(range) => Room::in_text(mem, pid, range)?,
+            };
+            if let Some(room) = room {
+                return Ok(room);
+            }
+        }
+        Err(Error::failed(format!(
+            "process {pid} has no {} unused bytes behind its vDSO or any text, where the entry code would go; it cannot be entered",
+            SLOT * SLOTS
+        )))
+    }
+
+    fn in_vdso(mem: &File, pid: Pid, vdso: &Range<u64>) -> Result<Option<Room>> {
         let mut image = vec![0u8; usize::try_from(vdso.end - vdso.start).unwrap_or(0)];
         mem.read_exact_at(&mut image, vdso.start).during("reading the vDSO", Subject::Pid(pid))?;
-        let used = content_end(&image)
-            .ok_or_else(|| Error::unexpected(format!("the vDSO of process {pid}"), "not an ELF image"))?;
-        let start = used.next_multiple_of(16);
-        let needed = usize::try_from(SLOT * SLOTS).unwrap_or(usize::MAX);
-        match image.get(start..start.saturating_add(needed)) {
-            Some(tail) if tail.chunks(SLOT as usize).all(is_free) => {
-                Ok(Room { start: vdso.start + start as u64, original: vec![0; needed] })
-            }
-            _ => Err(Error::failed(format!(
-                "process {pid}: its vDSO has no {needed} unused bytes at its end, where the entry code would go; \
-                 boot a kernel with an ordinary vDSO"
-            ))),
-        }
+        Ok(content_end(&image).and_then(|used| Room::behind(&image, used, vdso.start)))
+    }
+
+    fn in_text(mem: &File, pid: Pid, text: &Range<u64>) -> Result<Option<Room>> {
+        const PAGE: u64 = 4096;
+        let mut page = vec![0u8; PAGE as usize];
+        let start = text.end - PAGE;
+        mem.read_exact_at(&mut page, start).during("reading the text", Subject::Pid(pid))?;
+        let used = page.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+        // The last instruction's own bytes may be zero.
+        Ok(Room::behind(&page, used + 16, start))
+    }
+
+    /// The room behind the first `used` bytes of what lies at `start`, where it is large enough.
+    fn behind(bytes: &[u8], used: usize, start: u64) -> Option<Room> {
+        let at = used.next_multiple_of(16);
+        let needed = usize::try_from(SLOT * SLOTS).ok()?;
+        let tail = bytes.get(at..at.checked_add(needed)?)?;
+        let free = tail.chunks(SLOT as usize).all(is_free);
+        free.then(|| Room { start: start + at as u64, original: vec![0; needed] })
     }
 
     /// The address of a slot.

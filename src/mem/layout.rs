@@ -42,7 +42,7 @@ mod tests {
         assert_eq!(hole([], 4096), Some(SEARCH_FROM));
         let near = SEARCH_FROM + 4096..SEARCH_FROM + 8192;
         assert_eq!(hole([near.clone()], 4096), Some(near.end + MARGIN));
-        assert_eq!(hole([0x40_0000..0x50_0000], 4096), Some(SEARCH_FROM));
-        assert_eq!(hole([SEARCH_FROM..TASK_SIZE], 4096), None);
+        assert_eq!(hole(std::iter::once(0x40_0000..0x50_0000), 4096), Some(SEARCH_FROM));
+        assert_eq!(hole(std::iter::once(SEARCH_FROM..TASK_SIZE), 4096), None);
     }
 }

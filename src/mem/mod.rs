@@ -9,10 +9,10 @@
 pub mod layout;
 pub mod pages;
 pub mod restore;
-
-use std::ops::Range;
+pub mod shared;
 
 use crate::image::pb;
+use crate::inject::Place;
 use crate::procfs::{Mapping, Sharing};
 
 /// CRIU's `status` bits of a mapping.
@@ -106,7 +106,17 @@ pub fn to_entry(mapping: &Mapping, file: Option<u32>) -> pb::VmaEntry {
     }
 }
 
-/// The address range of the vDSO's code, where there is one.
-pub fn vdso(mappings: &[Mapping]) -> Option<Range<u64>> {
-    mappings.iter().find(|mapping| mapping.is("[vdso]")).map(|mapping| mapping.start.0..mapping.end.0)
+/// Where entry code may go in a process: behind its vDSO, else behind the text of its files.
+pub fn places(mappings: &[Mapping]) -> Vec<Place> {
+    let range = |mapping: &Mapping| mapping.start.0..mapping.end.0;
+    let vdso = mappings.iter().filter(|mapping| mapping.is("[vdso]")).map(|mapping| Place::Vdso(range(mapping)));
+    let is_text = |mapping: &&Mapping| {
+        mapping.prot & libc::PROT_EXEC != 0 && mapping.sharing == Sharing::Private && is_file(mapping)
+    };
+    vdso.chain(mappings.iter().filter(is_text).map(|mapping| Place::Text(range(mapping)))).collect()
+}
+
+/// Whether a process has a vDSO, which a restore needs.
+pub fn has_vdso(mappings: &[Mapping]) -> bool {
+    mappings.iter().any(|mapping| mapping.is("[vdso]"))
 }

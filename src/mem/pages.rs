@@ -2,20 +2,21 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::error::{Context, Error, Result, Subject};
+use crate::error::{Context, Errno, Error, Result, Subject};
 use crate::ids::{Pid, RemoteAddr};
 use crate::image::digest::{self, Digest};
 use crate::sys::process::{RemoteRange, process_vm_readv};
 
 pub const PAGE: u64 = 4096;
-/// pagemap bits: present, swapped, file page or shared memory, guard region (6.15). Documentation/admin-guide/mm/pagemap.rst.
+/// pagemap bits: present, swapped, file page or shared memory. Documentation/admin-guide/mm/pagemap.rst.
 const PRESENT: u64 = 1 << 63;
 const SWAPPED: u64 = 1 << 62;
 const FILE_OR_SHARED: u64 = 1 << 61;
-const GUARD: u64 = 1 << 58;
 /// Bytes that are read, hashed and written at a time.
 const BLOCK: u64 = digest::BLOCK as u64;
 /// process_vm_readv takes this many ranges at most.
@@ -41,33 +42,82 @@ pub enum Wanted {
     All,
 }
 
-/// Appends the wanted pages of `start..end` to `out`, merging neighbours.
-pub fn find(pagemap: &File, pid: Pid, start: u64, end: u64, wanted: Wanted, out: &mut Vec<PageRange>) -> Result<()> {
-    const ENTRIES: u64 = 8192;
-    let mut buffer = vec![0u8; 8 * ENTRIES as usize];
-    let mut at = start;
-    while at < end {
-        let count = ENTRIES.min((end - at) / PAGE);
-        if wanted == Wanted::All {
-            push(out, at, count);
-            at += count * PAGE;
-            continue;
-        }
-        let bytes = &mut buffer[..8 * count as usize];
-        pagemap.read_exact_at(bytes, at / PAGE * 8).during("reading the page map", Subject::Pid(pid))?;
-        for entry in bytes.chunks_exact(8) {
-            let entry = u64::from_le_bytes(entry.try_into().unwrap_or_default());
-            if entry & GUARD != 0 {
-                return Err(Error::failed(format!("process {pid}: a guard region at {at:#x} cannot be carried")));
-            }
-            let present = entry & (PRESENT | SWAPPED) != 0;
-            if present && (wanted == Wanted::Present || entry & FILE_OR_SHARED == 0) {
-                push(out, at, 1);
-            }
-            at += PAGE;
-        }
+/// The page tables of a process, as /proc/PID/pagemap shows them.
+#[derive(Debug)]
+pub struct PageMap {
+    pid: Pid,
+    file: File,
+    /// Pages of the process's own, where the kernel lists them at once (PAGEMAP_SCAN); none where it has to be asked page by page.
+    own: Option<Vec<PageRange>>,
+    buffer: Vec<u8>,
+}
+
+impl PageMap {
+    /// Opens it, and asks for all own pages at once.
+    pub fn open(pid: Pid) -> Result<PageMap> {
+        let path = crate::procfs::path(pid, "pagemap");
+        let file = File::open(&path).map_err(|error| Error::io("opening", Subject::Path(path), &error))?;
+        let own = match scan(&file) {
+            Ok(ranges) => Some(ranges),
+            Err(Errno::ENOTTY) => None,
+            Err(errno) => return Err(Error::of_pid("reading the page map", pid, errno)),
+        };
+        Ok(PageMap { pid, file, own, buffer: Vec::new() })
     }
-    Ok(())
+
+    /// Appends the wanted pages of `start..end` to `out`, merging neighbours. Ranges are asked for in ascending order.
+    pub fn find(&mut self, start: u64, end: u64, wanted: Wanted, out: &mut Vec<PageRange>) -> Result<()> {
+        match (wanted, &self.own) {
+            (Wanted::All, _) => push(out, start, (end - start) / PAGE),
+            (Wanted::Own, Some(own)) => {
+                let first = own.partition_point(|range| range.start + range.pages * PAGE <= start);
+                for range in own[first..].iter().take_while(|range| range.start < end) {
+                    let (from, to) = (range.start.max(start), (range.start + range.pages * PAGE).min(end));
+                    push(out, from, (to - from) / PAGE);
+                }
+            }
+            _ => self.walk(start, end, wanted, out)?,
+        }
+        Ok(())
+    }
+
+    /// Asks page by page.
+    fn walk(&mut self, start: u64, end: u64, wanted: Wanted, out: &mut Vec<PageRange>) -> Result<()> {
+        const ENTRIES: u64 = 8192;
+        self.buffer.resize(8 * ENTRIES as usize, 0);
+        let mut at = start;
+        while at < end {
+            let count = ENTRIES.min((end - at) / PAGE);
+            let bytes = &mut self.buffer[..8 * count as usize];
+            self.file.read_exact_at(bytes, at / PAGE * 8).during("reading the page map", Subject::Pid(self.pid))?;
+            for entry in bytes.chunks_exact(8) {
+                let entry = u64::from_le_bytes(entry.try_into().unwrap_or_default());
+                let present = entry & (PRESENT | SWAPPED) != 0;
+                if present && (wanted == Wanted::Present || entry & FILE_OR_SHARED == 0) {
+                    push(out, at, 1);
+                }
+                at += PAGE;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// All pages that are there and belong to no file; the zero page is left out, since it is what a fresh page is.
+fn scan(file: &File) -> std::result::Result<Vec<PageRange>, Errno> {
+    use crate::sys::pagemap::{PAGE_IS_FILE, PAGE_IS_PFNZERO, PAGE_IS_PRESENT, PAGE_IS_SWAPPED, Region};
+    let mut regions = vec![Region::default(); 1024];
+    let (mut ranges, mut at) = (Vec::new(), 0);
+    while at < super::layout::TASK_SIZE {
+        let (any, none) = (PAGE_IS_PRESENT | PAGE_IS_SWAPPED, PAGE_IS_FILE | PAGE_IS_PFNZERO);
+        let (count, end) =
+            crate::sys::pagemap::scan(file.as_fd(), at, super::layout::TASK_SIZE, any, none, &mut regions)?;
+        for region in &regions[..count] {
+            push(&mut ranges, region.start, (region.end - region.start) / PAGE);
+        }
+        at = end;
+    }
+    Ok(ranges)
 }
 
 fn push(out: &mut Vec<PageRange>, start: u64, pages: u64) {
@@ -101,6 +151,109 @@ pub fn copy(pid: Pid, ranges: &[PageRange], file: &File) -> Result<Digest> {
     digests.sort_unstable();
     let values: Vec<u64> = digests.into_iter().map(|(_, value)| value).collect();
     Ok(Digest::from_blocks(job.size, &values))
+}
+
+/// Memory of the controller in which the pages of a small session are kept until it runs on: writing files takes longer than reading memory.
+#[derive(Debug)]
+pub struct Stash {
+    buffer: Vec<u8>,
+    used: usize,
+}
+
+impl Stash {
+    /// The controller stays under 32 MiB whatever the size of the session.
+    const MOST: u64 = 16 << 20;
+
+    /// Makes room for up to `expected` bytes, with every page of it faulted in, before anything is stopped.
+    pub fn new(expected: u64) -> Stash {
+        let len = usize::try_from(expected.min(Stash::MOST)).unwrap_or(0);
+        let mut buffer = vec![0u8; len];
+        buffer.chunks_mut(PAGE as usize).for_each(|page| page[0] = 1);
+        Stash { buffer, used: 0 }
+    }
+
+    /// Reads the ranges if there is room for all of them; yields where they are.
+    pub fn read(&mut self, pid: Pid, ranges: &[PageRange]) -> Result<Option<Range<usize>>> {
+        let len = usize::try_from(total(ranges)).unwrap_or(usize::MAX);
+        let place = self.used..self.used.saturating_add(len);
+        let Some(mut rest) = self.buffer.get_mut(place.clone()) else { return Ok(None) };
+        for ranges in ranges.chunks(MAX_RANGES) {
+            let remote: Vec<RemoteRange> = ranges.iter().map(whole).collect();
+            let (now, later) = rest.split_at_mut(usize::try_from(total(ranges)).unwrap_or(0).min(rest.len()));
+            rest = later;
+            read(pid, &remote, now)?;
+        }
+        self.used = place.end;
+        Ok(Some(place))
+    }
+
+    /// Writes what was read to the start of a file, and yields its digest.
+    pub fn write(&self, place: Range<usize>, file: &File) -> Result<Digest> {
+        let bytes = self.buffer.get(place).unwrap_or_default();
+        let mut digests = Vec::new();
+        for (n, block) in bytes.chunks(digest::BLOCK).enumerate() {
+            digests.push(digest::block(block));
+            write(file, block, n as u64 * BLOCK)?;
+        }
+        Ok(Digest::from_blocks(bytes.len() as u64, &digests))
+    }
+}
+
+/// Fills a buffer from the ranges (at most 1024, as long as the buffer together).
+///
+/// process_vm_readv stops at a page that the task itself may not read; a tracer is given it through /proc/PID/mem all the same.
+fn read(pid: Pid, ranges: &[RemoteRange], buffer: &mut [u8]) -> Result<()> {
+    let mut memory = None;
+    let mut rest: Vec<RemoteRange> = ranges.to_vec();
+    let mut done = 0;
+    while done < buffer.len() {
+        match process_vm_readv(pid, &rest, &mut buffer[done..]) {
+            Err(Errno::EFAULT) | Ok(0) => {
+                let Some(first) = rest.first() else {
+                    return Err(Error::unexpected(format!("the memory of process {pid}"), "a page vanished"));
+                };
+                let file = match &memory {
+                    Some(file) => file,
+                    None => memory.insert(open_mem(pid)?),
+                };
+                let page = usize::try_from(PAGE - first.addr.0 % PAGE).unwrap_or(0).min(first.len);
+                let piece = &mut buffer[done..done + page];
+                file.read_exact_at(piece, first.addr.0).during("reading the memory", Subject::Pid(pid))?;
+                done += page;
+                advance(&mut rest, page);
+            }
+            Ok(count) => {
+                done += count;
+                advance(&mut rest, count);
+            }
+            Err(errno) => return Err(Error::of_pid("reading the memory", pid, errno)),
+        }
+    }
+    Ok(())
+}
+
+fn open_mem(pid: Pid) -> Result<File> {
+    let path = crate::procfs::path(pid, "mem");
+    File::open(&path).during("opening", Subject::Path(path.clone()))
+}
+
+/// Takes the first `count` bytes off the ranges.
+fn advance(ranges: &mut Vec<RemoteRange>, count: usize) {
+    let mut left = count;
+    while let Some(first) = ranges.first_mut() {
+        if first.len > left {
+            first.addr.0 += left as u64;
+            first.len -= left;
+            return;
+        }
+        left -= first.len;
+        ranges.remove(0);
+    }
+}
+
+fn whole(range: &PageRange) -> RemoteRange {
+    let len = usize::try_from(range.pages * PAGE).unwrap_or(usize::MAX);
+    RemoteRange { addr: RemoteAddr(range.start), len }
 }
 
 struct Job<'a> {
@@ -148,12 +301,8 @@ impl Job<'_> {
         let mut done = 0;
         while done < bytes.len() {
             let (remote, len) = self.remote(at + done as u64, bytes.len() - done);
-            let got = process_vm_readv(self.pid, &remote, &mut bytes[done..done + len])
-                .map_err(|errno| Error::of_pid("reading the memory", self.pid, errno))?;
-            if got == 0 {
-                return Err(Error::unexpected(format!("the memory of process {}", self.pid), "a page vanished"));
-            }
-            done += got;
+            read(self.pid, &remote, &mut bytes[done..done + len])?;
+            done += len;
         }
         Ok(())
     }

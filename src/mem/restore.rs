@@ -18,15 +18,16 @@ const PROT_NONE: i32 = libc::PROT_NONE;
 pub fn unmap_all_but(batch: &mut Batch, keep: &[Range<u64>]) {
     let mut at = 0;
     for range in keep {
-        unmap(batch, at, range.start);
+        unmap(batch, at..range.start);
         at = range.end;
     }
-    unmap(batch, at, TASK_SIZE);
+    unmap(batch, at..TASK_SIZE);
 }
 
-fn unmap(batch: &mut Batch, start: u64, end: u64) {
-    if start < end {
-        batch.must(libc::SYS_munmap, [start.into(), (end - start).into()]);
+/// Adds the call that unmaps a range, unless it is empty.
+pub fn unmap(batch: &mut Batch, range: Range<u64>) {
+    if range.start < range.end {
+        batch.must(libc::SYS_munmap, [range.start.into(), (range.end - range.start).into()]);
     }
 }
 
@@ -60,6 +61,27 @@ pub struct Backing {
     pub fd: i32,
     /// Where the task has inherited the shared memory that the mapping shows, from its start on.
     pub inherited: Option<u64>,
+    pub content: Content,
+}
+
+/// Whether a mapping has to be writable for a moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Content {
+    /// Pages are read into it.
+    Pages,
+    /// It stays as it is mapped. Making it writable would charge it to the commit limit for good, which a large reservation does not
+    /// survive, and would merge it with its neighbours.
+    None,
+}
+
+/// What a mapping gets from a page map.
+pub fn content(vma: &pb::VmaEntry, pagemap: &[pb::PagemapEntry]) -> Content {
+    // The runs ascend: the first that ends behind the start of the mapping decides.
+    let at = pagemap.partition_point(|run| run.vaddr + run.pages() * PAGE <= vma.start);
+    match pagemap.get(at) {
+        Some(run) if run.vaddr < vma.end && vma.flags & libc::MAP_PRIVATE as u32 != 0 => Content::Pages,
+        _ => Content::None,
+    }
 }
 
 /// Whether a recorded mapping is one that a restore makes.
@@ -78,8 +100,10 @@ pub fn map(batch: &mut Batch, vma: &pb::VmaEntry, backing: &Backing) {
         protect(batch, vma, vma.prot);
         return;
     }
-    let private = vma.flags & libc::MAP_PRIVATE as u32 != 0;
-    let prot = if private { vma.prot | libc::PROT_WRITE as u32 } else { vma.prot };
+    let prot = match backing.content {
+        Content::Pages => vma.prot | libc::PROT_WRITE as u32,
+        Content::None => vma.prot,
+    };
     // Locking waits until the pages are in place, and growing down is the kernel's to do only afterwards.
     let flags = (vma.flags & !(libc::MAP_LOCKED as u32)) | libc::MAP_FIXED as u32;
     batch.must(
@@ -100,8 +124,8 @@ fn protect(batch: &mut Batch, vma: &pb::VmaEntry, prot: u32) {
 }
 
 /// Adds the calls that give a mapping its final protection, advice and lock, after its pages are in place.
-pub fn finish(batch: &mut Batch, vma: &pb::VmaEntry) {
-    if vma.flags & libc::MAP_PRIVATE as u32 != 0 && vma.prot & libc::PROT_WRITE as u32 == 0 {
+pub fn finish(batch: &mut Batch, vma: &pb::VmaEntry, content: Content) {
+    if content == Content::Pages && vma.prot & libc::PROT_WRITE as u32 == 0 {
         protect(batch, vma, vma.prot);
     }
     let len = vma.end - vma.start;

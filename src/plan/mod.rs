@@ -14,6 +14,8 @@ use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::image::{Images, pb};
+use crate::mem::pages::PAGE;
+use crate::mem::shared;
 use crate::task::record::{DEAD, STOPPED};
 
 pub use descriptors::Slots;
@@ -36,6 +38,10 @@ pub enum Birth {
 pub enum Step {
     OpenTerminal {
         index: u32,
+    },
+    /// Memory that tasks share is made by the restore, and they inherit it.
+    MakeShared {
+        id: u32,
     },
     OpenPipe {
         pipe: u32,
@@ -99,6 +105,7 @@ impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Step::OpenTerminal { index } => write!(f, "open pseudoterminal {index}"),
+            Step::MakeShared { id } => write!(f, "make shared memory {id}"),
             Step::OpenPipe { pipe } => write!(f, "open pipe {pipe}"),
             Step::OpenFile { id } => write!(f, "open file {id}"),
             Step::Create { pid, birth: Birth::Root } => write!(f, "create process {pid}"),
@@ -148,6 +155,9 @@ pub fn plan(images: &Images, dir: &Path) -> Result<Plan> {
         steps.push(Step::OpenTerminal { index });
     }
     descriptors::open_steps(images, &mut steps);
+    for id in shared_objects(images, dir)? {
+        steps.push(Step::MakeShared { id });
+    }
     sessions::creation(images, &tasks, dir, &mut steps)?;
     sessions::groups(&tasks, dir, &mut steps)?;
     for ctty in images.own.iter().flat_map(|own| &own.cttys) {
@@ -179,6 +189,22 @@ pub fn plan(images: &Images, dir: &Path) -> Result<Plan> {
 /// The indexes of all pseudoterminals, ascending.
 fn indexes(images: &Images) -> BTreeSet<u32> {
     images.tty_info.iter().filter_map(|tty| tty.pty.as_ref()).map(|pty| pty.index).collect()
+}
+
+/// The objects of shared anonymous memory; all stored pages have to lie inside.
+fn shared_objects(images: &Images, dir: &Path) -> Result<BTreeSet<u32>> {
+    let vmas = images.mm.values().flat_map(|mm| &mm.vmas).filter(|vma| shared::is_view(vma));
+    let ids: BTreeSet<u32> = vmas.map(|vma| vma.shmid as u32).collect();
+    for id in &ids {
+        let missing = || inconsistent(dir, format!("shared memory {id} has no page map"));
+        let pagemap = images.shmem_pagemaps.get(id).ok_or_else(missing)?;
+        let size = shared::size(images, *id);
+        let end = |run: &pb::PagemapEntry| run.vaddr.saturating_add(run.pages().saturating_mul(PAGE));
+        if pagemap.entries.iter().any(|run| end(run) > size) {
+            return Err(inconsistent(dir, format!("shared memory {id} has pages behind its end")));
+        }
+    }
+    Ok(ids)
 }
 
 /// The one terminal whose master was outside the tree.

@@ -7,6 +7,7 @@ use crate::image::{Images, pb};
 use crate::inject::batch::{Ask, Batch};
 use crate::inject::{ThreadState, restart};
 use crate::mem::restore::{self as memory, Backing, Reads};
+use crate::mem::shared::{self, Made};
 use crate::mem::{self, layout};
 use crate::plan::Plan;
 use crate::procfs::{self, Mapping};
@@ -24,23 +25,26 @@ pub struct Inherited {
     pub limits: [(u64, u64); 16],
     pub last_cap: u32,
     pub credentials: pb::CredsEntry,
+    /// Bits of the processors that it may run on.
+    pub affinity: Vec<u8>,
 }
 
 /// Builds a task up to the point where only its registers are missing.
-pub fn build(stub: &mut Stub, images: &Images, plan: &Plan, inherited: &Inherited) -> Result<()> {
+pub fn build(stub: &mut Stub, images: &Images, plan: &Plan, shared: &Made, inherited: &Inherited) -> Result<()> {
     let pid = stub.pid.0 as u32;
     let missing = || Error::Gone(stub.pid);
     let core = images.cores.get(&pid).ok_or_else(missing)?;
     let mm = images.mm.get(&pid).ok_or_else(missing)?;
     clear(stub, images, pid)?;
-    map(stub, images, plan, mm)?;
+    set_layout(stub, plan, mm)?;
+    map(stub, images, plan, shared, mm)?;
     read(stub, images, plan, pid)?;
-    finish_memory(stub, plan, mm)?;
+    finish_memory(stub, images, mm)?;
     attributes(stub, images, plan, core, inherited)?;
     descriptors(stub, images, plan, pid)?;
     identity_last(stub, images, core, inherited)?;
     let own = images.own_task(pid).cloned().unwrap_or_default();
-    identity::restore_oom_score(stub.pid, &own)
+    identity::restore_outside(stub.pid, &own)
 }
 
 fn run(stub: &mut Stub, batch: Batch, operation: &'static str) -> Result<()> {
@@ -84,7 +88,7 @@ fn clear(stub: &mut Stub, images: &Images, pid: u32) -> Result<()> {
     }
     let region = stub.tracee.region();
     let mut keep = vec![region.clone(), first.start..last.end];
-    keep.extend(shared(&mappings));
+    keep.extend(inherited_memory(&mappings));
     keep.sort_by_key(|range| range.start);
     let recorded = images.mm.get(&pid).into_iter().flat_map(|mm| &mm.vmas).map(|vma| vma.start..vma.end);
     let overlap = target < last.end && first.start < target + len && target != first.start;
@@ -105,17 +109,30 @@ fn range(mapping: &Mapping) -> Range<u64> {
 }
 
 /// Shared memory that the restore made for its stubs to inherit.
-fn shared(mappings: &[Mapping]) -> impl Iterator<Item = Range<u64>> {
+fn inherited_memory(mappings: &[Mapping]) -> impl Iterator<Item = Range<u64>> {
     mappings.iter().filter(|mapping| mem::is_shared_anonymous(mapping)).map(range)
 }
 
-fn map(stub: &mut Stub, _images: &Images, plan: &Plan, mm: &pb::MmEntry) -> Result<()> {
+fn map(stub: &mut Stub, images: &Images, plan: &Plan, made: &Made, mm: &pb::MmEntry) -> Result<()> {
+    let runs = runs(images, stub.pid)?;
     let by_file = mem::status::FILE_PRIVATE | mem::status::FILE_SHARED;
     let vmas = mm.vmas.iter().filter(|vma| memory::is_made(vma));
     run_all(stub, vmas, "mapping memory", |batch, vma| {
         let fd = if vma.status & by_file != 0 { plan.slots.files.get(&(vma.shmid as u32)) } else { None };
-        memory::map(batch, vma, &Backing { fd: fd.copied().unwrap_or(-1), inherited: None });
-    })
+        let inherited = if shared::is_view(vma) { made.address(vma.shmid as u32) } else { None };
+        let content = memory::content(vma, runs);
+        memory::map(batch, vma, &Backing { fd: fd.copied().unwrap_or(-1), inherited, content });
+    })?;
+    // What was inherited has done its work; the objects live on in the mappings that show them.
+    let recorded = |range: &Range<u64>| mm.vmas.iter().any(|vma| vma.start < range.end && range.start < vma.end);
+    let mappings = procfs::maps::read(stub.pid)?;
+    let inherited: Vec<Range<u64>> = inherited_memory(&mappings).filter(|range| !recorded(range)).collect();
+    run_all(stub, inherited, "unmapping shared memory", memory::unmap)
+}
+
+/// The runs of pages that an image has of a task.
+fn runs(images: &Images, pid: crate::ids::Pid) -> Result<&[pb::PagemapEntry]> {
+    images.pagemaps.get(&(pid.0 as u32)).map(|pagemap| pagemap.entries.as_slice()).ok_or(Error::Gone(pid))
 }
 
 /// Reads the task's own pages straight from the image.
@@ -158,9 +175,15 @@ fn read(stub: &mut Stub, images: &Images, plan: &Plan, pid: u32) -> Result<()> {
     Ok(())
 }
 
-fn finish_memory(stub: &mut Stub, plan: &Plan, mm: &pb::MmEntry) -> Result<()> {
+fn finish_memory(stub: &mut Stub, images: &Images, mm: &pb::MmEntry) -> Result<()> {
+    let runs = runs(images, stub.pid)?;
     let vmas = mm.vmas.iter().filter(|vma| memory::is_made(vma));
-    run_all(stub, vmas, "protecting memory", memory::finish)?;
+    run_all(stub, vmas, "protecting memory", |batch, vma| memory::finish(batch, vma, memory::content(vma, runs)))
+}
+
+/// Sets the fields of the mm, before anything is mapped: the program link cannot be changed while the old program is mapped (EBUSY), and the task
+/// may have been one of this very program. The kernel does not ask whether there is anything at the addresses (kernel/sys.c).
+fn set_layout(stub: &mut Stub, plan: &Plan, mm: &pb::MmEntry) -> Result<()> {
     let exe = plan.slots.files.get(&mm.exe_file_id).copied();
     let mut batch = Batch::new();
     memory::set_mm(&mut batch, mm, exe);
@@ -199,6 +222,9 @@ fn attributes(
         batch.must(libc::SYS_umask, [u64::from(fs.umask.unwrap_or(0o022)).into()]);
     }
     threads(&mut batch, images, core, pid);
+    if let Some(own) = images.own_thread(pid) {
+        identity::restore_affinity(&mut batch, own, &inherited.affinity);
+    }
     run(stub, batch, "setting the attributes")
 }
 
@@ -247,8 +273,9 @@ fn identity_last(stub: &mut Stub, images: &Images, core: &pb::CoreEntry, inherit
     let creds = core.thread_core.as_ref().and_then(|thread| thread.creds.as_ref()).or_else(|| images.creds.get(&pid));
     let Some(creds) = creds else { return Ok(()) };
     let mode = if same(creds, &inherited.credentials) { Credentials::Inherited } else { Credentials::Set };
+    let ambient = images.own_thread(pid).and_then(|own| own.cap_ambient).unwrap_or(0);
     let mut batch = Batch::new();
-    identity::restore_credentials(&mut batch, core, creds, &own, mode, inherited.last_cap);
+    identity::restore_credentials(&mut batch, core, creds, &own, mode, ambient, inherited.last_cap);
     run(stub, batch, "setting the credentials")
 }
 

@@ -6,19 +6,22 @@
 mod build;
 mod stubs;
 
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
 use crate::error::{Context, Error, Result, Subject};
 use crate::files::restore::{Opened, restore_owner};
-use crate::ids::Pid;
+use crate::ids::{Pid, PtyIndex};
 use crate::image::{Images, Kind, pb};
 use crate::inject::batch::{Ask, Batch};
+use crate::mem::shared::Made;
 use crate::plan::{Birth, Plan, Step, plan};
 use crate::procfs::{Stat, State, Status};
+use crate::sys::process::attributes::sched_getaffinity;
 use crate::sys::tty;
 use crate::task::record::STOPPED;
 use crate::tty::restore::{IndexPolicy, Pairs};
@@ -45,6 +48,8 @@ pub struct Report {
     pub total_us: u64,
     pub pages: u64,
     pub bytes: u64,
+    /// The most physical memory that this process has had, in KiB; absent where the kernel does not tell.
+    pub controller_peak_kib: Option<u64>,
     /// Pseudoterminals that have another index now: recorded and present.
     pub moved: Vec<(u32, u32)>,
 }
@@ -85,6 +90,7 @@ pub fn restore_with(
         plan,
         pairs: Pairs::default(),
         opened: Opened::default(),
+        shared: Made::default(),
         stubs: Stubs::default(),
         inherited: inherited()?,
     };
@@ -115,9 +121,21 @@ fn name_step(step: &Step, error: Error) -> Error {
     }
 }
 
+/// How long a zombie with a recorded number is waited for.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+fn is_zombie(pid: Pid) -> bool {
+    Stat::read(pid).is_ok_and(|stat| stat.state.is_dead())
+}
+
 /// Fails where a process, group or session has a recorded number, and says who.
 fn refuse_taken(images: &Images) -> Result<()> {
-    let wanted: std::collections::BTreeSet<i32> = images.pstree.iter().map(|entry| entry.pid as i32).collect();
+    let wanted: BTreeSet<i32> = images.pstree.iter().map(|entry| entry.pid as i32).collect();
+    let start = Instant::now();
+    // The killed root of a dump is a zombie until its parent has waited for it, which a moment usually settles.
+    while start.elapsed() < PATIENCE && wanted.iter().any(|pid| is_zombie(Pid(*pid))) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
     for pid in crate::procfs::tree::all()? {
         let Ok(stat) = Stat::read(pid) else { continue };
         let numbers = [(pid.0, "it"), (stat.pgrp.0, "its process group"), (stat.session.0, "its session")];
@@ -165,7 +183,9 @@ fn inherited() -> Result<Inherited> {
         groups: status.groups,
         ..Default::default()
     };
-    Ok(Inherited { limits: rlimits.map(|limit| (limit.soft, limit.hard)), last_cap, credentials })
+    let affinity = sched_getaffinity(us.into()).during("asking for the affinity", Subject::None)?;
+    let limits = rlimits.map(|limit| (limit.soft, limit.hard));
+    Ok(Inherited { limits, last_cap, credentials, affinity })
 }
 
 struct Execution<'a> {
@@ -174,6 +194,7 @@ struct Execution<'a> {
     plan: &'a Plan,
     pairs: Pairs,
     opened: Opened,
+    shared: Made,
     stubs: Stubs,
     inherited: Inherited,
 }
@@ -182,6 +203,7 @@ impl Execution<'_> {
     fn run(&mut self, step: &Step) -> Result<()> {
         match step {
             Step::OpenTerminal { index } => self.pairs.open(self.images, *index, self.request.index),
+            Step::MakeShared { id } => self.shared.make(self.images, &self.request.dir, *id),
             Step::OpenPipe { pipe } => self.opened.open_pipe(self.images, *pipe),
             Step::OpenFile { id } => self.open_file(*id),
             Step::Create { pid, birth } => self.create(*pid, *birth),
@@ -288,7 +310,7 @@ impl Execution<'_> {
 
     fn build(&mut self, pid: u32) -> Result<()> {
         let stub = self.stubs.get(pid)?;
-        build::build(stub, self.images, self.plan, &self.inherited)
+        build::build(stub, self.images, self.plan, &self.shared, &self.inherited)
     }
 
     /// Ends a task the way it had ended.
@@ -309,8 +331,10 @@ impl Execution<'_> {
         tracee.run_to_end(&batch)
     }
 
-    fn fill_queues(&mut self, _index: u32) -> Result<()> {
-        Ok(())
+    fn fill_queues(&mut self, index: u32) -> Result<()> {
+        use std::os::fd::AsRawFd;
+        let pair = self.pairs.get(index)?;
+        crate::tty::drain::fill(self.images, PtyIndex(index), pair.slave.as_raw_fd(), pair.master.as_raw_fd())
     }
 
     /// Lets a task go. A stopped one is stopped again before its parent is let go.
@@ -366,6 +390,7 @@ impl Execution<'_> {
             total_us: micros(start),
             pages,
             bytes: pages * crate::mem::pages::PAGE,
+            controller_peak_kib: crate::dump::peak_memory_kib(),
             moved: pairs.moved().collect(),
         };
         let master = plan.outside.and_then(|index| pairs.take_master(index));

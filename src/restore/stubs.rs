@@ -166,9 +166,6 @@ fn infect(pid: Pid, pidfd: &OwnedFd, stopped: Stopped, mm: Option<&crate::image:
     let base = layout::hole(taken, wire::REGION_SIZE).ok_or_else(|| {
         Error::failed(format!("there is no room for the parasite beside the memory of process {pid}"))
     })?;
-    let vdso = mem::vdso(&mappings).ok_or_else(|| {
-        Error::failed("this kernel gives processes no vDSO, which a restore needs; boot without vdso=0")
-    })?;
     let overlaps = |mapping: &&Mapping| mapping.start.0 < base + wire::REGION_SIZE && base < mapping.end.0;
     let placement = if inherited.iter().any(overlaps) { Placement::Replace } else { Placement::Free };
     if let Ok(config) = ptrace::rseq_configuration(Tid::from(pid)) {
@@ -176,5 +173,8 @@ fn infect(pid: Pid, pidfd: &OwnedFd, stopped: Stopped, mm: Option<&crate::image:
             rseq::abort_section(&stopped, &open_mem(pid)?, pid, &config)?;
         }
     }
-    Infected::infect(stopped, &Entry { pid, pidfd, vdso, base, placement, pending: Pending::Nothing })
+    Infected::infect(
+        stopped,
+        &Entry { pid, pidfd, places: mem::places(&mappings), base, placement, pending: Pending::Nothing },
+    )
 }

@@ -143,6 +143,7 @@ fn state(info: &pb::TtyInfoEntry, own: Option<&pb::PtyagentTty>) -> Vec<String> 
     match own.map(|own| own.flow()) {
         Some(pb::PtyagentFlow::Tcooff) => word(true, "stopped by TCOOFF"),
         Some(pb::PtyagentFlow::Xoff) => word(true, "stopped by the stop character"),
+        Some(pb::PtyagentFlow::Unknown) => word(true, "stopped"),
         Some(pb::PtyagentFlow::Running) | None => {}
     }
     if let Some(status) = own.and_then(|own| own.packet_status).filter(|&status| status != 0) {
@@ -233,6 +234,7 @@ fn terminator(terminator: pb::PtyagentTerminator) -> &'static str {
         pb::PtyagentTerminator::None => "none",
         pb::PtyagentTerminator::Newline => "newline",
         pb::PtyagentTerminator::Veol => "veol",
+        pb::PtyagentTerminator::Veol2 => "veol2",
         pb::PtyagentTerminator::Eof => "eof",
     }
 }

@@ -5,6 +5,7 @@
 #![allow(unsafe_code)]
 
 pub mod file;
+pub mod pagemap;
 pub mod process;
 pub mod ptrace;
 pub mod region;

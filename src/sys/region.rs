@@ -66,6 +66,55 @@ impl Drop for SharedMapping {
     }
 }
 
+/// Shared anonymous memory of our own, at an address of the caller's choice, which children inherit.
+#[derive(Debug)]
+pub struct SharedMemory(SharedMapping);
+
+impl SharedMemory {
+    /// Maps `len` bytes, all zero, at `address`. EEXIST: something is there. mmap(2) MAP_FIXED_NOREPLACE, Linux 4.17.
+    pub fn at(address: u64, len: u64) -> Result<SharedMemory, Errno> {
+        let (at, len) = (address as usize, usize::try_from(len).map_err(|_| Errno::ENOMEM)?);
+        let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE | libc::MAP_NORESERVE;
+        let wanted = std::ptr::without_provenance_mut(at);
+        // SAFETY: a new mapping; MAP_FIXED_NOREPLACE touches no existing memory.
+        let start = unsafe { libc::mmap(wanted, len, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
+        if start == libc::MAP_FAILED {
+            return Err(Errno::last());
+        }
+        NonNull::new(start.cast()).map(|start| SharedMemory(SharedMapping { start, len })).ok_or(Errno::ENOMEM)
+    }
+
+    /// Reads `len` bytes of a file from `from` on into the memory at `offset`. EFAULT where they do not fit, EIO where the file ends early.
+    pub fn read_from(&self, file: BorrowedFd<'_>, from: u64, offset: u64, len: u64) -> Result<(), Errno> {
+        let total = usize::try_from(len).map_err(|_| Errno::EFAULT)?;
+        let mut done = 0;
+        while done < total {
+            let at = self.0.checked(offset + done as u64, total - done).ok_or(Errno::EFAULT)?;
+            let position = i64::try_from(from + done as u64).map_err(|_| Errno::EFAULT)?;
+            // SAFETY: `checked` keeps the range inside our own mapping, into which the kernel writes; nobody else has it yet.
+            let count = unsafe { libc::pread(file.as_raw_fd(), at.cast_mut().cast(), total - done, position) };
+            match Errno::result(count) {
+                Ok(0) => return Err(Errno::EIO),
+                Ok(count) => done += count as usize,
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The queues of one terminal from the bytes of a region; none where the length is not that of the structure.
+pub fn from_bytes(bytes: &[u8]) -> Option<Box<crate::parasite_side::queue::Hold>> {
+    let mut hold = crate::tty::queue::empty_hold();
+    if bytes.len() != size_of_val(&*hold) {
+        return None;
+    }
+    // SAFETY: the structure is integers and arrays of them only, so that any bytes are valid for it, and the lengths are equal.
+    unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), (&raw mut *hold).cast(), bytes.len()) };
+    Some(hold)
+}
+
 /// FUTEX_WAIT while the word holds `value`, for at most `timeout`. ETIMEDOUT, EAGAIN and EINTR are ordinary ends.
 pub fn futex_wait(word: &AtomicU32, value: u32, timeout: Duration) -> Result<(), Errno> {
     let timeout = libc::timespec {

@@ -10,7 +10,7 @@ use crate::image::{Images, pb};
 use crate::inject::ThreadState;
 use crate::mem;
 use crate::procfs::{Auxv, Mapping, Sharing, Stat, Status};
-use crate::sys::process::attributes::{SchedAttr, get_robust_list, sched_getattr};
+use crate::sys::process::attributes::{SchedAttr, get_robust_list, sched_getaffinity, sched_getattr};
 use crate::sys::ptrace::{self, PendingQueue, RseqConfiguration};
 
 use super::identity::Identity;
@@ -35,6 +35,8 @@ pub struct Outside {
     pub rseq: Option<RseqConfiguration>,
     pub robust_list: (u64, usize),
     pub sched: SchedAttr,
+    /// Bits of the processors that it may run on.
+    pub affinity: Vec<u8>,
     pub exe: PathBuf,
     pub cwd: PathBuf,
     pub root: PathBuf,
@@ -62,6 +64,7 @@ impl Outside {
             rseq,
             robust_list: (robust.0.0, robust.1),
             sched: sched_getattr(tid).map_err(|errno| Error::of_pid("asking for the scheduling", pid, errno))?,
+            affinity: sched_getaffinity(tid).map_err(|errno| Error::of_pid("asking for the affinity", pid, errno))?,
             exe: PathBuf::from(&alive.exe),
             cwd: PathBuf::from(&alive.cwd),
             root: PathBuf::from(&alive.root),
@@ -95,7 +98,7 @@ pub fn record(
         threads: vec![pid],
     });
     let ids = pb::TaskKobjIdsEntry { vm_id: pid, files_id: pid, fs_id: pid, sighand_id: pid, ..Default::default() };
-    images.ids.insert(pid, ids.clone());
+    images.ids.insert(pid, ids);
     record_fs(images, files, outside);
     record_mm(images, files, outside, identity);
     let core = core(outside, state, signals, identity, ids)?;
@@ -290,6 +293,7 @@ fn own_thread(outside: &Outside, state: &ThreadState, identity: &Identity) -> pb
         sched_flags: Some(outside.sched.flags),
         sched_nice: Some(outside.sched.nice),
         sched_priority: Some(outside.sched.priority),
+        cpu_affinity: Some(outside.affinity.clone()),
         cap_ambient: Some(outside.status.capabilities.ambient),
         ..Default::default()
     }

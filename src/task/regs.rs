@@ -8,7 +8,6 @@ use libc::user_regs_struct;
 use crate::error::{Error, Result};
 use crate::image::pb;
 use crate::inject::restart::Pending;
-use crate::inject::zero_regs;
 
 /// CRIU's `mode`: 64-bit registers.
 const NATIVE: i32 = 1;
@@ -89,7 +88,6 @@ pub fn from_entry(entry: &pb::UserX86RegsEntry) -> user_regs_struct {
         es: entry.es,
         fs: entry.fs,
         gs: entry.gs,
-        ..zero_regs()
     }
 }
 
@@ -162,6 +160,7 @@ pub fn from_fp_entry(entry: &pb::UserX86FpregsEntry, size: usize) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::inject::zero_regs;
 
     #[test]
     fn registers_survive_the_round_trip() {

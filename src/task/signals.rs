@@ -42,7 +42,7 @@ pub fn ask(batch: &mut Batch) -> Asked {
         .collect();
     let timers = [libc::ITIMER_REAL, libc::ITIMER_VIRTUAL, libc::ITIMER_PROF].map(|which| {
         let value = batch.output(ITIMER);
-        batch.call(libc::SYS_getitimer, [(which as i32).into(), value.into()]);
+        batch.call(libc::SYS_getitimer, [which.into(), value.into()]);
         value
     });
     let old = batch.output(STACK);
@@ -129,7 +129,7 @@ pub fn restore_timers(batch: &mut Batch, core: &pb::CoreEntry) {
         if timer.vsec != 0 || timer.vusec != 0 {
             let words = [timer.isec, timer.iusec, timer.vsec, timer.vusec];
             let new = batch.input(&words.map(u64::to_ne_bytes).concat());
-            batch.must(libc::SYS_setitimer, [(which as i32).into(), new.into(), 0u64.into()]);
+            batch.must(libc::SYS_setitimer, [which.into(), new.into(), 0u64.into()]);
         }
     }
 }

@@ -85,6 +85,13 @@ impl Holder {
         self.wait_for_screen(text, PATIENCE, |screen| screen.contents().contains(text));
     }
 
+    /// Waits until what the terminal showed behind its first `seen` bytes has this text in it.
+    pub fn wait_for_new_output(&self, seen: usize, text: &str) {
+        let new = || self.output().get(seen..).unwrap_or_default().to_vec();
+        let found = || new().windows(text.len()).any(|part| part == text.as_bytes()).then_some(());
+        until(text, PATIENCE, found, || String::from_utf8_lossy(&new()).into_owned());
+    }
+
     /// Waits until the session leader has ended, and yields its status.
     pub fn wait_for_exit(&self, limit: Duration) -> ExitStatus {
         let status = || fs::read_to_string(self.dir.join("status")).ok();

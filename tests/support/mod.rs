@@ -2,6 +2,7 @@
 
 #![allow(dead_code, unused_imports)]
 
+mod checkpoint;
 mod holder;
 mod host;
 mod pty;
@@ -9,11 +10,12 @@ mod reaper;
 mod snapshot;
 mod victim;
 
+pub use checkpoint::{dump, dump_running, page_differences, pages, report, restore};
 pub use holder::Holder;
-pub use host::{Serial, TempDir, ptyagent, require, require_from, serial, until, with_timeout};
+pub use host::{Serial, TempDir, ptyagent, require, require_from, serial, skip, until, with_timeout};
 pub use pty::{Pty, Reading, Size};
 pub use reaper::{Subreaper, kill_session, subreaper};
-pub use snapshot::{TaskSnapshot, ps_line, snapshot};
+pub use snapshot::{Stat, TaskSnapshot, assert_same_lines, ps_line, shown, snapshot, stat};
 pub use victim::{Counters, Victim, compile};
 
 use std::time::Duration;

@@ -1,6 +1,7 @@
 //! What /proc shows of a task, to compare before and after.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::fs;
 use std::process::Command;
 
@@ -91,4 +92,31 @@ pub fn ps_line(pids: &[i32]) -> String {
     let list = pids.iter().map(i32::to_string).collect::<Vec<_>>().join(",");
     let ps = Command::new("ps").args(["-o", "pid=,ppid=,pgid=,sid=,tpgid=,tty=,stat=,comm=", "-p", &list]).output();
     String::from_utf8(ps.unwrap().stdout).unwrap()
+}
+
+/// Everything of one task that /proc shows and that a restore has to bring back.
+pub fn shown(pid: i32) -> String {
+    let task = snapshot(pid);
+    let mut text = format!("{:?}\n{}\n", task.stat, task.maps);
+    for (fd, (link, info)) in &task.fds {
+        // Inode numbers of pipes and mount ids are the kernel's to choose.
+        let link = link.split(":[").next().unwrap();
+        let info: String = info.lines().filter(|line| line.starts_with("pos") || line.starts_with("flags")).collect();
+        writeln!(text, "{fd} {link} {info}").unwrap();
+    }
+    for (tid, lines) in &task.threads {
+        writeln!(text, "{tid} {lines:?}").unwrap();
+    }
+    text
+}
+
+/// Panics with the lines that only one of two texts has.
+pub fn assert_same_lines(before: &str, after: &str, what: &str) {
+    let only = |one: &str, other: &str, sign: char| -> String {
+        one.lines()
+            .filter(|line| !other.lines().any(|same| same == *line))
+            .map(|line| format!("{sign}{line}\n"))
+            .collect()
+    };
+    assert!(before == after, "{what}, before and after:\n{}{}", only(before, after, '-'), only(after, before, '+'));
 }

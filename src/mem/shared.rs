@@ -1,0 +1,209 @@
+//! Shared anonymous memory: objects of the kernel's own that several tasks may show at several addresses.
+//!
+//! An object is known by its inode. Its content is read once, through /proc/PID/map_files where that may be opened
+//! (CAP_CHECKPOINT_RESTORE), so that pages are found which none of today's tasks has touched; otherwise through a task that shows
+//! all of it. On the way back the restore makes each object in its own memory at an address that no task uses; the tasks inherit it, show
+//! it where they had it, and unmap what they inherited.
+//!
+//! Refused: an object that a process outside the tree shows too.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::unistd::{Whence, lseek};
+
+use crate::error::{Context, Error, Refusal, Result, Subject};
+use crate::ids::Pid;
+use crate::image::digest::{Digest, DigestStream};
+use crate::image::{Images, Kind, pb};
+use crate::procfs::Mapping;
+use crate::sys::region::SharedMemory;
+
+use super::layout;
+use super::pages::{self, PAGE, PageRange};
+
+/// Bytes that are read and written at a time.
+const BLOCK: u64 = 1 << 20;
+
+/// One object, and the mappings that show it.
+#[derive(Debug)]
+pub struct Object<'a> {
+    pub id: u32,
+    views: Vec<(Pid, &'a Mapping)>,
+}
+
+/// The objects that a tree shows.
+pub fn objects<'a>(tree: impl IntoIterator<Item = (Pid, &'a [Mapping])>) -> Vec<Object<'a>> {
+    let mut found: BTreeMap<u32, Object<'a>> = BTreeMap::new();
+    for (pid, mappings) in tree {
+        for mapping in mappings.iter().filter(|mapping| super::is_shared_anonymous(mapping)) {
+            let id = mapping.inode as u32;
+            found.entry(id).or_insert(Object { id, views: Vec::new() }).views.push((pid, mapping));
+        }
+    }
+    found.into_values().collect()
+}
+
+/// Refuses objects that a process outside the tree shows: it would go on with the one that the restored tree no longer has.
+pub fn refuse_outside(objects: &[Object<'_>], inside: &BTreeSet<Pid>) -> Result<()> {
+    if objects.is_empty() {
+        return Ok(());
+    }
+    let us = Pid(std::process::id() as i32);
+    for other in crate::procfs::tree::all()? {
+        if inside.contains(&other) || other == us {
+            continue;
+        }
+        // One that is gone by now, or may not be looked into, shows nothing of this user's.
+        let Ok(mappings) = crate::procfs::maps::read(other) else { continue };
+        let shown = |object: &&Object<'_>| {
+            mappings.iter().any(|mapping| super::is_shared_anonymous(mapping) && mapping.inode as u32 == object.id)
+        };
+        let Some((pid, mapping)) = objects.iter().find(shown).and_then(|object| object.views.first()) else { continue };
+        return Err(Error::Refused(Refusal {
+            pid: *pid,
+            comm: crate::procfs::Stat::read(*pid)?.comm_text(),
+            fd: None,
+            kind: format!("memory at {:#x} that it shares with process {other}, outside the tree", mapping.start.0),
+            remedy: format!("dump a tree that has process {other} in it"),
+        }));
+    }
+    Ok(())
+}
+
+impl Object<'_> {
+    /// Copies the content to the start of `out`; yields which pages of the object these are, by their offsets, and their digest.
+    pub fn copy(&self, out: &File) -> Result<(Vec<PageRange>, Digest)> {
+        if let Some(source) = self.open()? {
+            let ranges = data(&source, self.extent())?;
+            let digest = copy(&source, &ranges, out)?;
+            return Ok((ranges, digest));
+        }
+        let whole = |(_, mapping): &&(Pid, &Mapping)| mapping.offset == 0 && mapping.len() == self.extent();
+        let Some((pid, mapping)) = self.views.iter().find(whole) else {
+            return Err(Error::failed(format!(
+                "shared memory {} is whole in no process of the tree, and reading it otherwise needs CAP_CHECKPOINT_RESTORE; run as root",
+                self.id
+            )));
+        };
+        let range = PageRange { start: mapping.start.0, pages: mapping.len() / PAGE };
+        let digest = pages::copy(*pid, &[range], out)?;
+        Ok((vec![PageRange { start: 0, ..range }], digest))
+    }
+
+    /// Bytes from the start of the object to the end of what is shown of it.
+    fn extent(&self) -> u64 {
+        self.views.iter().map(|(_, mapping)| mapping.offset + mapping.len()).max().unwrap_or(0)
+    }
+
+    /// The object as a file; none without the privilege.
+    fn open(&self) -> Result<Option<File>> {
+        let Some((pid, mapping)) = self.views.first() else { return Ok(None) };
+        let name = format!("map_files/{:x}-{:x}", mapping.start.0, mapping.end.0);
+        let path = crate::procfs::path(*pid, &name);
+        match File::open(&path) {
+            Ok(file) => Ok(Some(file)),
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES)) => Ok(None),
+            Err(error) => Err(Error::io("opening", Subject::Path(path), &error)),
+        }
+    }
+}
+
+/// The pages below `extent` that are no holes.
+fn data(file: &File, extent: u64) -> Result<Vec<PageRange>> {
+    let mut ranges = Vec::new();
+    let mut at = 0u64;
+    while at < extent {
+        let seek = |offset: u64, whence| lseek(file, i64::try_from(offset).unwrap_or(i64::MAX), whence);
+        let start = match seek(at, Whence::SeekData) {
+            Err(Errno::ENXIO) => break,
+            result => result.during("looking for data in shared memory", Subject::None)? as u64,
+        };
+        let end = seek(start, Whence::SeekHole).during("looking for holes in shared memory", Subject::None)? as u64;
+        let (start, end) = (start / PAGE * PAGE, end.min(extent).next_multiple_of(PAGE));
+        if start < end {
+            ranges.push(PageRange { start, pages: (end - start) / PAGE });
+        }
+        at = end.max(start + PAGE);
+    }
+    Ok(ranges)
+}
+
+fn copy(source: &File, ranges: &[PageRange], out: &File) -> Result<Digest> {
+    let mut buffer = vec![0u8; BLOCK as usize];
+    let mut digest = DigestStream::default();
+    let mut written = 0;
+    for range in ranges {
+        let mut at = range.start;
+        let end = range.start + range.pages * PAGE;
+        while at < end {
+            let bytes = &mut buffer[..BLOCK.min(end - at) as usize];
+            source.read_exact_at(bytes, at).during("reading shared memory", Subject::None)?;
+            digest.update(bytes);
+            out.write_all_at(bytes, written).during("writing the pages", Subject::None)?;
+            at += bytes.len() as u64;
+            written += bytes.len() as u64;
+        }
+    }
+    Ok(digest.finish())
+}
+
+/// Objects that the restore has made, by their ids, for its tasks to inherit. Dropping it unmaps them here.
+#[derive(Debug, Default)]
+pub struct Made {
+    objects: BTreeMap<u32, (u64, SharedMemory)>,
+}
+
+impl Made {
+    /// Makes an object with its content, outside every address that a recorded task uses.
+    pub fn make(&mut self, images: &Images, dir: &Path, id: u32) -> Result<()> {
+        let us = Pid(std::process::id() as i32);
+        let ours = crate::procfs::maps::read(us)?;
+        let recorded = images.mm.values().flat_map(|mm| &mm.vmas).map(|vma| vma.start..vma.end);
+        let size = size(images, id);
+        let place = layout::hole(layout::ranges(&ours).chain(recorded), size).ok_or_else(|| no_room(id, size))?;
+        let memory = SharedMemory::at(place, size).map_err(|_| no_room(id, size))?;
+        fill(&memory, images, dir, id)?;
+        self.objects.insert(id, (place, memory));
+        Ok(())
+    }
+
+    /// Where the tasks have inherited an object.
+    pub fn address(&self, id: u32) -> Option<u64> {
+        self.objects.get(&id).map(|(place, _)| *place)
+    }
+}
+
+fn no_room(id: u32, size: u64) -> Error {
+    Error::failed(format!(
+        "there is no room for the {size} bytes of shared memory {id}; free memory, then restore again"
+    ))
+}
+
+/// Bytes of an object, as its mappings show them.
+pub fn size(images: &Images, id: u32) -> u64 {
+    let vmas = images.mm.values().flat_map(|mm| &mm.vmas).filter(|vma| is_view(vma) && vma.shmid == u64::from(id));
+    vmas.map(|vma| vma.pgoff.saturating_add(vma.end.saturating_sub(vma.start))).max().unwrap_or(0)
+}
+
+/// Whether a mapping shows shared anonymous memory.
+pub fn is_view(vma: &pb::VmaEntry) -> bool {
+    vma.status & super::status::ANON_SHARED != 0
+}
+
+fn fill(memory: &SharedMemory, images: &Images, dir: &Path, id: u32) -> Result<()> {
+    let Some(pagemap) = images.shmem_pagemaps.get(&id) else { return Ok(()) };
+    let path = dir.join(Kind::Pages(pagemap.head.pages_id).name());
+    let file = File::open(&path).during("opening", Subject::Path(path.clone()))?;
+    let mut at = 0;
+    for run in &pagemap.entries {
+        let len = run.pages() * PAGE;
+        memory.read_from(file.as_fd(), at, run.vaddr, len).during("reading", Subject::Path(path.clone()))?;
+        at += len;
+    }
+    Ok(())
+}

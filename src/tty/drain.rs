@@ -1,0 +1,269 @@
+//! The queues of a session's terminals: who drains each, how they are recorded, how they are put back.
+//!
+//! A terminal is drained by the parasite of a process that can read it: the holder of the master, or a member of the foreground group, as the kernel
+//! gives nothing to the background. The bytes go into memory of that process, where its parasite keeps them: should the controller die, the
+//! parasite puts them back. Drained last, put back first.
+//!
+//! Refused: input of a terminal with an outside master that could not be put back (TIOCSTI is not allowed), unless it is certain that there
+//! is none.
+
+use crate::capture::Captured;
+use crate::error::{Context, Errno, Error, Refusal, Result, Subject};
+use crate::ids::{Pid, PtyIndex};
+use crate::image::{Images, pb};
+use crate::inject::batch::{Ask, Batch};
+use crate::parasite_side::queue as side;
+use crate::wire;
+
+use super::queue::{End, Flow, Line, Queues};
+use super::record::info_id;
+use super::state::Peer;
+
+/// A terminal that is to be drained, and by whom.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Job {
+    pub index: PtyIndex,
+    pub pid: Pid,
+    /// Descriptor numbers in the process; -1 where it has none.
+    pub slave: i32,
+    pub master: i32,
+}
+
+/// Drains of one process lie one behind the other.
+#[derive(Debug)]
+pub struct Drained {
+    job: Job,
+    offset: u64,
+}
+
+/// Chooses who drains each terminal; a terminal that nobody can read, and one that is hung up, is left out.
+pub fn jobs(images: &Images) -> Vec<Job> {
+    let own = images.own.iter().flat_map(|own| &own.ttys).filter(|tty| tty.hung_up != Some(true));
+    let mut indexes: Vec<u32> = own.filter_map(|tty| tty.tty_info_id).map(|id| id / 2).collect();
+    indexes.dedup();
+    indexes.into_iter().filter_map(|index| job(images, PtyIndex(index))).collect()
+}
+
+fn job(images: &Images, index: PtyIndex) -> Option<Job> {
+    let by = |peer: Peer| {
+        let id = info_id(index, peer);
+        let files = images.files.iter().filter(move |file| file.tty.as_ref().is_some_and(|tty| tty.tty_info_id == id));
+        files.map(|file| file.id).collect::<Vec<u32>>()
+    };
+    let (masters, slaves) = (by(Peer::Master), by(Peer::Slave));
+    let number = |pid: u32, files: &[u32]| {
+        let files_id = images.ids.get(&pid).map_or(pid, |ids| ids.files_id);
+        let table = images.fdinfo.get(&files_id)?;
+        table.iter().find(|entry| files.contains(&entry.id)).map(|entry| entry.fd as i32)
+    };
+    let mut pids = images.pstree.iter().map(|entry| entry.pid);
+    if let Some((pid, master)) = pids.find_map(|pid| Some((pid, number(pid, &masters)?))) {
+        let slave = number(pid, &slaves).unwrap_or(-1);
+        return Some(Job { index, pid: Pid(pid as i32), slave, master });
+    }
+    let slave_id = info_id(index, Peer::Slave);
+    let foreground = images.own_tty(slave_id)?.foreground_pgrp;
+    let readers = images.pstree.iter().filter(|entry| {
+        let is_ctty = images.own_task(entry.pid).is_some_and(|own| own.ctty_tty_id == Some(slave_id));
+        !is_ctty || Some(entry.pgid) == foreground
+    });
+    let mut readers = readers.filter_map(|entry| Some((entry.pid, number(entry.pid, &slaves)?)));
+    readers.next().map(|(pid, slave)| Job { index, pid: Pid(pid as i32), slave, master: -1 })
+}
+
+/// Drains all terminals and records what was in them.
+pub fn drain(processes: &mut [Captured], images: &mut Images) -> Result<Vec<Drained>> {
+    let mut drained = Vec::new();
+    for process in processes.iter_mut() {
+        let jobs: Vec<Job> = jobs(images).into_iter().filter(|job| job.pid == process.pid).collect();
+        if jobs.len() as u64 > wire::HOLDS {
+            return Err(Error::failed(format!(
+                "process {} holds more than {} terminals; it cannot be dumped",
+                process.pid,
+                wire::HOLDS
+            )));
+        }
+        drain_in(process, jobs, images, &mut drained)?;
+    }
+    Ok(drained)
+}
+
+fn drain_in(process: &mut Captured, jobs: Vec<Job>, images: &mut Images, drained: &mut Vec<Drained>) -> Result<()> {
+    if jobs.is_empty() {
+        return Ok(());
+    }
+    let (mut batch, mut undo) = (Batch::new(), Batch::new());
+    let mut calls = Vec::new();
+    for (job, offset) in jobs.into_iter().zip((wire::HOLD_OFFSET..).step_by(wire::HOLD_SIZE as usize)) {
+        // Only the first fields are inputs; the rest of the hold is zero, as the region was made.
+        process.tracee.write(offset, &[job.slave.to_ne_bytes(), job.master.to_ne_bytes()].concat())?;
+        calls.push(batch.operate(wire::OP_QUEUE_DRAIN, offset));
+        undo.operate(wire::OP_QUEUE_PUT_BACK, offset);
+        drained.push(Drained { job, offset });
+    }
+    process.tracee.set_undo(&undo, wire::UNDO_OFFSET)?;
+    let answers = process.tracee.ask(batch)?;
+    let first = drained.len() - calls.len();
+    for (drained, call) in drained[first..].iter().zip(calls) {
+        match answers.result(call) {
+            Ok(_) => record(process, drained, images)?,
+            Err(Errno::EPERM) => refuse_unless_empty(process, &drained.job, images)?,
+            Err(errno) => {
+                let subject = Subject::Path(format!("/dev/pts/{}", drained.job.index).into());
+                return Err(Error::sys("reading the queues", subject, errno));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Nothing can be put back into this terminal. In raw mode the kernel says whether anything waits; a half-typed canonical line it hides.
+fn refuse_unless_empty(process: &mut Captured, job: &Job, images: &Images) -> Result<()> {
+    const ICANON: u32 = 2;
+    let termios = images.own_tty(info_id(job.index, Peer::Slave)).and_then(|tty| tty.termios.as_ref());
+    let raw = termios.and_then(|termios| termios.c_lflag).is_some_and(|lflag| lflag & ICANON == 0);
+    let mut batch = Batch::new();
+    let count = batch.output(4);
+    let asked = batch.call(libc::SYS_ioctl, [job.slave.into(), crate::sys::tty::FIONREAD.into(), count.into()]);
+    let answers = process.tracee.ask(batch)?;
+    answers.result(asked).during("asking for unread input", Subject::Fd(job.pid, job.slave))?;
+    if raw && answers.u32(count, 0) == 0 {
+        return Ok(());
+    }
+    Err(Error::Refused(Refusal {
+        pid: job.pid,
+        comm: String::from_utf8_lossy(
+            &images
+                .cores
+                .get(&(job.pid.0 as u32))
+                .and_then(|core| core.tc.as_ref())
+                .map(|task| task.comm.clone())
+                .unwrap_or_default(),
+        )
+        .into_owned(),
+        fd: Some(job.slave),
+        kind: format!("unread input of /dev/pts/{} that could not be put back without TIOCSTI", job.index),
+        remedy: "dump as root, or set dev.tty.legacy_tiocsti to 1".into(),
+    }))
+}
+
+fn record(process: &Captured, drained: &Drained, images: &mut Images) -> Result<()> {
+    let bytes = process.tracee.read(drained.offset, size_of::<side::Hold>());
+    let hold = crate::tty::queue::hold_from_bytes(&bytes)?;
+    let queues = Queues::from_hold(&hold)?;
+    let job = &drained.job;
+    let peer = if job.master >= 0 { Peer::Master } else { Peer::Slave };
+    let id = info_id(job.index, peer);
+    let slave_id = info_id(job.index, Peer::Slave);
+    let input: Vec<u8> =
+        queues.lines.iter().flat_map(|line| line.bytes.clone()).chain(queues.partial.clone()).collect();
+    for (tty_id, data) in [(slave_id, input), (info_id(job.index, Peer::Master), queues.output.clone())] {
+        if !data.is_empty() {
+            images.tty_data.push(pb::TtyDataEntry { tty_id, data });
+        }
+    }
+    let own = images.own.get_or_insert_default();
+    if let Some(record) = own.ttys.iter_mut().find(|tty| tty.tty_info_id == Some(id)) {
+        record.flow = Some(flow_entry(queues.flow) as i32);
+        record.packet_status = (queues.status != 0).then_some(u32::from(queues.status));
+        record.master_stopped = queues.master_stopped.then_some(true);
+        record.queue = Some(to_entry(&queues));
+    }
+    Ok(())
+}
+
+/// Puts everything back into the terminals that it came from.
+pub fn put_back(processes: &mut [Captured], drained: &[Drained]) -> Result<()> {
+    for process in processes.iter_mut() {
+        let mut batch = Batch::new();
+        for drained in drained.iter().filter(|drained| drained.job.pid == process.pid) {
+            batch.operate(wire::OP_QUEUE_PUT_BACK, drained.offset);
+        }
+        if !batch.is_empty() {
+            let answers = process.tracee.ask(batch)?;
+            process.tracee.clear_undo()?;
+            answers.all_done("putting back what was unread", Subject::Pid(process.pid))?;
+        }
+    }
+    Ok(())
+}
+
+fn flow_entry(flow: Flow) -> pb::PtyagentFlow {
+    match flow {
+        Flow::Runs => pb::PtyagentFlow::Running,
+        Flow::Ioctl => pb::PtyagentFlow::Tcooff,
+        Flow::Character => pb::PtyagentFlow::Xoff,
+        Flow::Unknown => pb::PtyagentFlow::Unknown,
+    }
+}
+
+fn to_entry(queues: &Queues) -> pb::PtyagentQueue {
+    let line = |line: &Line| pb::PtyagentLine {
+        data: Some(line.bytes.clone()),
+        terminator: Some(match line.end {
+            End::Newline => pb::PtyagentTerminator::Newline,
+            End::Eof => pb::PtyagentTerminator::Eof,
+            End::Eol => pb::PtyagentTerminator::Veol,
+            End::Eol2 => pb::PtyagentTerminator::Veol2,
+        } as i32),
+    };
+    let some = |bytes: &Vec<u8>| (!bytes.is_empty()).then(|| bytes.clone());
+    pb::PtyagentQueue {
+        lines: queues.lines.iter().map(line).collect(),
+        partial: some(&queues.partial),
+        lnext: queues.lnext.then_some(true),
+        unprocessed: some(&queues.flip),
+        output: some(&queues.output),
+        canonical: Some(queues.termios.c_lflag & 2 != 0),
+        ring_full: queues.full.then_some(true),
+        held_echo: some(&queues.echo),
+    }
+}
+
+/// What is to be put into a restored terminal, where anything was recorded.
+pub fn recorded(images: &Images, index: PtyIndex) -> Option<Queues> {
+    let record = |peer: Peer| images.own_tty(info_id(index, peer));
+    let holder = [Peer::Master, Peer::Slave].into_iter().filter_map(record).find(|tty| tty.queue.is_some())?;
+    let queue = holder.queue.as_ref()?;
+    let termios = [Peer::Slave, Peer::Master].into_iter().filter_map(record).find_map(|tty| tty.termios.as_ref())?;
+    let line = |line: &pb::PtyagentLine| Line {
+        bytes: line.data.clone().unwrap_or_default(),
+        end: match line.terminator() {
+            pb::PtyagentTerminator::Newline | pb::PtyagentTerminator::None => End::Newline,
+            pb::PtyagentTerminator::Veol => End::Eol,
+            pb::PtyagentTerminator::Veol2 => End::Eol2,
+            pb::PtyagentTerminator::Eof => End::Eof,
+        },
+    };
+    Some(Queues {
+        termios: super::state::to_termios2(termios),
+        lines: queue.lines.iter().map(line).collect(),
+        partial: queue.partial.clone().unwrap_or_default(),
+        lnext: queue.lnext == Some(true),
+        full: queue.ring_full == Some(true),
+        flip: queue.unprocessed.clone().unwrap_or_default(),
+        output: queue.output.clone().unwrap_or_default(),
+        echo: queue.held_echo.clone().unwrap_or_default(),
+        flow: match holder.flow() {
+            pb::PtyagentFlow::Running | pb::PtyagentFlow::Unknown => Flow::Runs,
+            pb::PtyagentFlow::Tcooff => Flow::Ioctl,
+            pb::PtyagentFlow::Xoff => Flow::Character,
+        },
+        master_stopped: holder.master_stopped == Some(true),
+        packet: record(Peer::Master).is_some_and(|master| master.packet == Some(true)),
+        status: holder.packet_status.unwrap_or(0) as u8,
+    })
+}
+
+/// Fills a restored terminal, of which this process holds both peers.
+pub fn fill(images: &Images, index: PtyIndex, slave: i32, master: i32) -> Result<()> {
+    let Some(queues) = recorded(images, index) else { return Ok(()) };
+    let mut hold = queues.to_hold(slave, master)?;
+    match side::put_back(&mut hold) {
+        0 => Ok(()),
+        raw => {
+            let errno = Errno::from_raw(-raw as i32);
+            Err(Error::sys("putting back what was unread", Subject::Path(format!("/dev/pts/{index}").into()), errno))
+        }
+    }
+}

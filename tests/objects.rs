@@ -1,0 +1,212 @@
+//! Round trips of one kind of state each, checked by the process that has it.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod support;
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use support::{
+    Holder, PATIENCE, TempDir, Victim, assert_same_lines, compile, dump, kill_session, restore, serial, shown,
+    subreaper, until, with_timeout,
+};
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Lets `tests/victims/objects.c` prepare a kind of state, takes it through `rounds` round trips, and lets it check.
+fn check(name: &'static str, rounds: usize) {
+    with_timeout(LIMIT, move || {
+        let _serial = serial();
+        let _subreaper = subreaper();
+        let dir = TempDir::new();
+        let mut command = Command::new(compile("objects"));
+        command.arg(dir.path()).arg(name).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        assert!(command.status().unwrap().success());
+        let read = |file: &str| fs::read_to_string(dir.join(file)).unwrap_or_default();
+        let pid: i32 = until("ready victim", PATIENCE, || read("ready").parse().ok(), || read("result"));
+        let _end = EndSession(pid);
+        asleep(pid);
+        let before = shown(pid);
+        for round in 0..rounds {
+            let images = dir.join(&format!("images{round}"));
+            dump(pid, &images);
+            assert_eq!(read("result"), "");
+            restore(&images);
+            asleep(pid);
+            assert_same_lines(&comparable(&before), &comparable(&shown(pid)), name);
+        }
+        File::options().read(true).write(true).open(dir.join("go")).unwrap().write_all(b"g").unwrap();
+        until("verdict", PATIENCE, || read("result").ends_with("done\n").then_some(()), || read("result"));
+        assert_eq!(read("result"), "done\n");
+    });
+}
+
+/// Leaves out what a restore does not bring back as it was: the inode numbers of shared anonymous memory, which the kernel gives anew, and the
+/// border between private anonymous mappings side by side, which the kernel merges where they come to be untouched.
+fn comparable(shown: &str) -> String {
+    let mut lines: Vec<String> = Vec::new();
+    for line in shown.lines() {
+        let line = match line.split_once(" /dev/zero (deleted)") {
+            Some((start, _)) => start.trim_end().rsplit_once(' ').map_or(String::new(), |(start, _)| start.to_owned()),
+            None => line.to_owned(),
+        };
+        let anonymous = |line: &str| {
+            let (range, rest) = line.strip_suffix("p 00000000 00:00 0 ")?.split_once(' ')?;
+            let (start, end) = range.split_once('-')?;
+            Some((start.to_owned(), end.to_owned(), rest.to_owned()))
+        };
+        let merged = lines.last().and_then(|last| anonymous(last)).zip(anonymous(&line)).and_then(|(last, this)| {
+            (last.1 == this.0 && last.2 == this.2)
+                .then(|| format!("{}-{} {}p 00000000 00:00 0 ", last.0, this.1, this.2))
+        });
+        if merged.is_some() {
+            lines.pop();
+        }
+        lines.push(merged.unwrap_or(line));
+    }
+    lines.join("\n")
+}
+
+/// Waits until a process waits.
+fn asleep(pid: i32) {
+    let state = || support::stat(pid).map(|stat| stat.state);
+    until("sleeping process", PATIENCE, || (state() == Some('S')).then_some(()), || format!("{:?}", state()));
+}
+
+/// Kills what is left of a session at the end.
+struct EndSession(i32);
+
+impl Drop for EndSession {
+    fn drop(&mut self) {
+        kill_session(self.0);
+    }
+}
+
+#[test]
+fn private_memory() {
+    check("private_memory", 2);
+}
+
+#[test]
+fn shared_memory() {
+    check("shared_memory", 2);
+}
+
+#[test]
+fn file_memory() {
+    check("file_memory", 2);
+}
+
+#[test]
+fn signals() {
+    check("signals", 2);
+}
+
+#[test]
+fn attributes() {
+    check("attributes", 2);
+}
+
+#[test]
+fn another_user_with_some_capabilities() {
+    check("other_user", 2);
+}
+
+#[test]
+fn another_user_without_privilege() {
+    check("other_user_without_privilege", 2);
+}
+
+#[test]
+fn descriptors() {
+    check("descriptors", 2);
+}
+
+#[test]
+fn family() {
+    check("family", 2);
+}
+
+/// Takes `tests/victims/blocked.c` in one of its modes through a round trip.
+fn blocked(mode: &'static str, wake: bool) {
+    with_timeout(LIMIT, move || {
+        let _serial = serial();
+        let _subreaper = subreaper();
+        let mut victim = Victim::start(mode);
+        let _end = EndSession(victim.pid());
+        if wake {
+            victim.wake();
+        } else {
+            victim.wait_for_rounds(2);
+        }
+        let pid = victim.pid();
+        let images = victim.dir().join("images");
+        let output = support::ptyagent(&["dump", "--inject", &pid.to_string(), "-D", images.to_str().unwrap()]);
+        assert!(output.status.success(), "{mode}: {}", support::report(&output));
+        victim.reap();
+        let rounds = victim.counters().rounds;
+        restore(&images);
+        if wake {
+            victim.wake();
+            victim.wake();
+        } else {
+            victim.wait_for_rounds(rounds + 3);
+        }
+        victim.counters().assert_unharmed();
+    });
+}
+
+#[test]
+fn blocked_calls_go_on() {
+    for mode in ["pipe", "poll", "ppoll", "select", "futex", "wait4", "sigsuspend", "sigtimedwait"] {
+        blocked(mode, true);
+    }
+}
+
+// Not getppid: the root of a restored tree has another parent.
+#[test]
+fn timed_calls_and_busy_loops_go_on() {
+    for mode in ["spin", "nanosleep", "clock_nanosleep", "clock_absolute", "poll_timed", "futex_timed"] {
+        blocked(mode, false);
+    }
+}
+
+/// A session of dash and cat on a terminal that is held inside the tree.
+#[test]
+fn dash_and_cat() {
+    support::require("dash");
+    with_timeout(LIMIT, || {
+        let _serial = serial();
+        let dir = TempDir::new();
+        let holder = Holder::spawn(&["dash", "-i"]);
+        holder.wait_for_text("$ ");
+        holder.type_keys("mark=kept; cat\r");
+        holder.wait_for_text("mark=kept; cat");
+        let cat = until(
+            "cat",
+            PATIENCE,
+            || {
+                let path = format!("/proc/{0}/task/{0}/children", holder.leader());
+                fs::read_to_string(path).ok()?.trim().parse::<i32>().ok()
+            },
+            String::new,
+        );
+        until("cat", PATIENCE, || (support::stat(cat)?.comm == "cat").then_some(()), String::new);
+        asleep(cat);
+        holder.type_keys("first line\r");
+        holder.wait_for_text("first line\nfirst line");
+        for round in 0..2 {
+            dump(holder.pid(), &dir.join(&format!("images{round}")));
+            restore(&dir.join(&format!("images{round}")));
+            let seen = holder.output().len();
+            holder.type_keys(format!("line {round}\r"));
+            holder.wait_for_new_output(seen, &format!("line {round}\r\nline {round}\r\n"));
+        }
+        holder.type_keys("\x04");
+        holder.type_keys("echo $mark; exit 9\r");
+        holder.wait_for_text("kept");
+        assert_eq!(holder.wait_for_exit(PATIENCE).code(), Some(9));
+    });
+}
