@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use libc::user_regs_struct;
 
 use super::batch::{Answers, Batch};
+use super::rest::{self, Transfer, Whereabouts};
 use super::restart::{self, Pending};
 use super::stub::{Cleanup, Place, REGION_NAME, Room, Slot, WayBack};
 use super::{ALL_SIGNALS, Infected, Placement, ThreadState, Tracee, blob, idle_header};
@@ -18,7 +19,6 @@ use crate::trace::{StopReason, Stopped, Wait};
 use crate::wire;
 
 /// What the caller knows about a tracee that is to be infected.
-#[derive(Debug)]
 pub struct Entry<'a> {
     pub pid: Pid,
     /// The process's pidfd, to fetch the memfd through.
@@ -30,6 +30,13 @@ pub struct Entry<'a> {
     pub placement: Placement,
     /// Whether an unblocked signal waits for the thread.
     pub pending: Pending,
+    /// How many bytes the rest of a call that the stop cut short has to move; 0 where it was not the stop. See `rest`.
+    pub left: &'a dyn Fn(&Transfer) -> u64,
+}
+
+/// For tracees whose calls are of no interest.
+pub fn nothing_left(_: &Transfer) -> u64 {
+    0
 }
 
 impl Infected {
@@ -44,11 +51,16 @@ impl Infected {
     /// ends with a call behind it.
     pub fn infect_and_ask(stopped: Stopped, entry: &Entry<'_>, first: Batch) -> Result<(Infected, Answers)> {
         let at_stop = ThreadState { regs: stopped.regs()?, xstate: stopped.xstate()?, sigmask: stopped.sigmask()? };
-        let original = ThreadState { regs: restart::continued(&at_stop.regs, entry.pending), ..at_stop };
         let mem = open_mem(entry.pid)?;
         let room = Room::find(&mem, entry.pid, &entry.places)?;
-        let way_back = WayBack { regs: restart::without_kernel_restart(&original.regs), sigmask: original.sigmask };
-        let mut bootstrap = Bootstrap { entry, mem, room, way_back, original, next: Slot::Even };
+        if room.holds(at_stop.regs.rip) {
+            return Err(Error::Leaving(entry.pid));
+        }
+        let (regs, going_on) = resumption(&mem, entry, &room, &at_stop.regs)?;
+        let original = ThreadState { regs, ..at_stop };
+        let way_back = WayBack { regs: restart::without_kernel_restart(&going_on), sigmask: original.sigmask };
+        let mut bootstrap =
+            Bootstrap { entry, mem, room, way_back, original, going_on, next: Slot::Even, owed_stop: false };
         match bootstrap.run(stopped) {
             Ok((stopped, placed)) => bootstrap.start(stopped, placed, first),
             Err((error, stopped)) => {
@@ -61,6 +73,41 @@ impl Infected {
     }
 }
 
+/// The registers to record, and those to go on with: the same, but where the stop cut a call short.
+fn resumption(
+    mem: &File,
+    entry: &Entry<'_>,
+    room: &Room,
+    regs: &user_regs_struct,
+) -> Result<(user_regs_struct, user_regs_struct)> {
+    let (behind, transfer) = match rest::whereabouts(mem, entry.pid, regs, room.rests(), entry.pending)? {
+        Whereabouts::Itself(regs) => {
+            let regs = restart::continued(&regs, entry.pending);
+            return Ok((regs, regs));
+        }
+        Whereabouts::Cut(behind, transfer) => (behind, transfer),
+    };
+    let left = (entry.left)(&transfer);
+    let slot = rest::unused(room.rests(), regs, &stack(mem, regs)).first().copied();
+    let (Some(slot), true) = (slot, left > 0) else { return Ok((behind, behind)) };
+    let rest = rest::place(mem, entry.pid, slot, &behind, &transfer, left)?;
+    Ok((behind, rest.unwrap_or(behind)))
+}
+
+/// What lies above a stack pointer: as much as can be read, at most 8 MiB.
+pub(super) fn stack(mem: &File, regs: &user_regs_struct) -> Vec<u8> {
+    const CHUNK: usize = 64 * 1024;
+    let mut bytes = Vec::new();
+    let mut chunk = vec![0u8; CHUNK];
+    while bytes.len() < 8 << 20 {
+        match mem.read_at(&mut chunk, regs.rsp.wrapping_add(bytes.len() as u64)) {
+            Ok(count @ 1..) => bytes.extend_from_slice(&chunk[..count]),
+            _ => break,
+        }
+    }
+    bytes
+}
+
 /// /proc/PID/mem, through which text that is not writable can be written by a tracer.
 pub fn open_mem(pid: Pid) -> Result<File> {
     File::options()
@@ -71,7 +118,9 @@ pub fn open_mem(pid: Pid) -> Result<File> {
 }
 
 /// Runs the system call to whose instruction the registers point; yields the tracee at the exit stop, and the raw result.
-pub(super) fn run_call(stopped: Stopped) -> Result<(Stopped, i64)> {
+///
+/// A SIGSTOP on its way, which nobody can block, is taken from the tracee and noted in `owed_stop`.
+pub(super) fn run_call(stopped: Stopped, owed_stop: &mut bool) -> Result<(Stopped, i64)> {
     let mut stopped = stopped;
     let mut stops = 0;
     while stops < 2 {
@@ -83,8 +132,9 @@ pub(super) fn run_call(stopped: Stopped) -> Result<(Stopped, i64)> {
         };
         match stopped.reason() {
             StopReason::Syscall => stops += 1,
-            // Only SIGSTOP gets here, all else is blocked. It stays pending for the group: the release sends it again.
-            StopReason::Signal(_) | StopReason::Interrupt | StopReason::GroupStop(_) | StopReason::Clone => {}
+            // All other signals are blocked. The release sends it again.
+            StopReason::Signal(_) => *owed_stop = true,
+            StopReason::Interrupt | StopReason::GroupStop(_) | StopReason::Clone => {}
         }
     }
     let result = stopped.regs()?.rax as i64;
@@ -107,7 +157,9 @@ struct Bootstrap<'a> {
     room: Room,
     way_back: WayBack,
     original: ThreadState,
+    going_on: user_regs_struct,
     next: Slot,
+    owed_stop: bool,
 }
 
 impl Bootstrap<'_> {
@@ -195,7 +247,7 @@ impl Bootstrap<'_> {
         if let Err(error) = stopped.set_regs(&regs).and_then(|()| stopped.set_sigmask(ALL_SIGNALS)) {
             return Err((error, Some(stopped)));
         }
-        let (stopped, result) = run_call(stopped).map_err(|error| (error, None))?;
+        let (stopped, result) = run_call(stopped, &mut self.owed_stop).map_err(|error| (error, None))?;
         if (-4095..0).contains(&result) {
             let errno = nix::errno::Errno::from_raw(-result as i32);
             let operation = match nr {
@@ -240,7 +292,8 @@ impl Bootstrap<'_> {
             memfd,
             room: self.room,
             original: self.original,
-            owed_stop: false,
+            going_on: self.going_on,
+            owed_stop: self.owed_stop,
         };
         infected.place_exit_stub()?;
         infected.place_batch(&first)?;
@@ -265,8 +318,9 @@ impl Bootstrap<'_> {
         stopped.interrupt_next()?;
         let stopped = stopped.cont_without_signal()?.settle()?;
         stopped.set_sigmask(self.original.sigmask)?;
-        stopped.set_regs(&self.original.regs)?;
+        stopped.set_regs(&self.going_on)?;
         self.room.put_back(&self.mem, self.entry.pid)?;
+        super::send_owed_stop(self.owed_stop, self.entry.pid);
         stopped.release()
     }
 }
