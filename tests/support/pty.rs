@@ -104,10 +104,11 @@ impl Pty {
         // What the test runner left open is not the session's: a dump would refuse a pipe of the runner's.
         let close = "for fd in /proc/self/fd/*; do n=${fd##*/}; (( n > 2 )) && eval \"exec $n>&-\"; done; exec \"$@\"";
         let mut command = Command::new("bash");
-        command.args(["-c", close, "bash", "setsid", "--ctty"]).args(argv).env_clear();
-        command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
-        command.envs([("TERM", "xterm"), ("PS1", "$ "), ("LC_ALL", "C.UTF-8"), ("HISTFILE", ""), ("HOME", "/")]);
-        command.envs(env.iter().copied());
+        command.args(["-c", close, "bash", "setsid", "--ctty", "env"]);
+        // By env(1), since a bash that runs a command drops PS1.
+        let ours = [("TERM", "xterm"), ("PS1", "$ "), ("LC_ALL", "C.UTF-8"), ("HISTFILE", ""), ("HOME", "/")];
+        command.args(ours.iter().chain(env).map(|(name, value)| format!("{name}={value}"))).args(argv);
+        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
         command.stdin(slave.try_clone().unwrap()).stdout(slave.try_clone().unwrap()).stderr(slave);
         self.child = Some(command.spawn().unwrap());
     }
