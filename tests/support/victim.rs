@@ -67,9 +67,14 @@ pub struct Victim {
 impl Victim {
     /// Starts it as session leader without a terminal; it is ready.
     pub fn start(mode: &str) -> Victim {
+        Victim::run("blocked", mode)
+    }
+
+    /// As [`start`](Victim::start), for another program with the same counters.
+    pub fn run(program: &str, mode: &str) -> Victim {
         let dir = prepare();
         let mut command = Command::new("setsid");
-        command.arg(compile("blocked")).arg(dir.path()).arg(mode);
+        command.arg(compile(program)).arg(dir.path()).arg(mode);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let child = command.spawn().unwrap();
         let pid = i32::try_from(child.id()).unwrap();
