@@ -185,10 +185,13 @@ fn owner_of(copy: BorrowedFd<'_>) -> pb::PtyagentOfd {
         return pb::PtyagentOfd::default();
     }
     let signal = crate::sys::process::files::owner_signal(copy).unwrap_or(0);
+    let ids = crate::sys::process::files::owner_ids(copy).ok();
     pb::PtyagentOfd {
         owner_type: Some(owner_type as u32),
         owner_pid: Some(owner_pid),
         owner_signal: Some(signal as u32),
+        owner_uid: ids.map(|ids| ids.0),
+        owner_euid: ids.map(|ids| ids.1),
         ..Default::default()
     }
 }
@@ -200,8 +203,8 @@ fn owner(copy: BorrowedFd<'_>, flags: u32) -> pb::FownEntry {
     let own = owner_of(copy);
     let uid = nix::unistd::getuid().as_raw();
     pb::FownEntry {
-        uid: if own.owner_pid.is_some() { uid } else { 0 },
-        euid: if own.owner_pid.is_some() { uid } else { 0 },
+        uid: if own.owner_pid.is_some() { own.owner_uid.unwrap_or(uid) } else { 0 },
+        euid: if own.owner_pid.is_some() { own.owner_euid.unwrap_or(uid) } else { 0 },
         signum: own.owner_signal.unwrap_or(0),
         pid_type: own.owner_type.unwrap_or(0),
         pid: own.owner_pid.unwrap_or(0) as u32,

@@ -1,6 +1,6 @@
 //! A tree of actors (`tests/victims/actor.c`) that make the system calls a test asks for, and everything that they can observe.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -80,6 +80,9 @@ struct Actor {
 pub struct Stage {
     pub dir: TempDir,
     actors: BTreeMap<String, Actor>,
+    /// Actors that are stopped, and cannot be asked, or wait in a call.
+    pub stopped: BTreeSet<String>,
+    pub blocked: BTreeSet<String>,
     _subreaper: Subreaper,
 }
 
@@ -93,7 +96,13 @@ impl Stage {
         let mut command = Command::new(compile("actor"));
         command.arg(dir.path()).env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         assert!(command.status().unwrap().success());
-        let mut stage = Stage { dir, actors: BTreeMap::new(), _subreaper: subreaper };
+        let mut stage = Stage {
+            dir,
+            actors: BTreeMap::new(),
+            stopped: BTreeSet::new(),
+            blocked: BTreeSet::new(),
+            _subreaper: subreaper,
+        };
         stage.meet("root");
         stage
     }
@@ -114,6 +123,12 @@ impl Stage {
 
     pub fn names(&self) -> Vec<String> {
         self.actors.keys().cloned().collect()
+    }
+
+    /// Those that can be asked.
+    pub fn running(&self) -> Vec<String> {
+        let busy = |name: &String| self.stopped.contains(name) || self.blocked.contains(name);
+        self.names().into_iter().filter(|name| !busy(name)).collect()
     }
 
     /// Sends a line without waiting for its answer: for calls that block.

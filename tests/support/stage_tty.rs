@@ -5,6 +5,8 @@ use std::fs;
 
 use ptyagent::sys::tty;
 
+use super::PATIENCE;
+use super::host::until;
 use super::stage::{Arg, Stage, hex, room};
 
 /// O_RDWR | O_NOCTTY.
@@ -121,10 +123,18 @@ impl Stage {
     /// Everything that the actors see without taking anything, one fact to a line.
     pub fn observe(&mut self) -> Vec<String> {
         let mut facts = Vec::new();
+        for (name, fd, _) in self.slaves_first(&self.running()).into_iter().cycle().take(100) {
+            self.events(&name, fd, libc::POLLIN);
+        }
         for name in self.names() {
+            if self.stopped.contains(&name) {
+                let pid = self.pid(&name);
+                let stopped = || super::stat(pid).is_some_and(|stat| stat.state == 'T').then_some(());
+                until("stopped actor", PATIENCE, stopped, || format!("{:?}", super::stat(pid)));
+            }
             let stat = super::snapshot::stat(self.pid(&name)).unwrap();
             facts.push(format!("{name} {stat:?}").replace("state: 'R'", "state: 'S'"));
-            if stat.state == 'T' {
+            if self.stopped.contains(&name) || self.blocked.contains(&name) {
                 continue;
             }
             facts.push(format!("{name} signals {}", self.tell(&name, "signals")));
@@ -189,11 +199,7 @@ impl Stage {
     /// Takes everything out of every terminal, then types and prints on each; one fact to a line, without numbers that differ between runs.
     pub fn exhaust(&mut self) -> Vec<String> {
         let mut facts = Vec::new();
-        let names: Vec<String> = self
-            .names()
-            .into_iter()
-            .filter(|name| super::stat(self.pid(name)).is_some_and(|stat| stat.state != 'T'))
-            .collect();
+        let names = self.running();
         for name in &names {
             // A background process gets errors instead of being asked again and again.
             let stops = 1u64 << (libc::SIGTTIN - 1) | 1 << (libc::SIGTTOU - 1);
@@ -215,17 +221,45 @@ impl Stage {
                     }
                 }
             }
-            for name in &names {
-                for (fd, _) in self.ttys(name) {
-                    let reads = self.drain(name, fd);
-                    facts.push(format!("{name} {fd} {round}: {}", reads.join(",")));
-                }
+            for (name, fd, master) in self.slaves_first(&names) {
+                let reads = self.drain(&name, fd);
+                // Where one read of a master ends and the next begins is up to the kernel's worker.
+                let text = if master { self.joined(&name, fd, &reads) } else { reads.join(",") };
+                facts.push(format!("{name} {fd} {round}: {text}"));
             }
         }
         for name in &names {
             facts.push(format!("{name} signals {}", self.tell(name, "signals")));
         }
         facts
+    }
+
+    /// All descriptors of terminals, and whether each is a master. Asking a slave for input makes the kernel process what is on its way,
+    /// echoes for its master included.
+    fn slaves_first(&mut self, names: &[String]) -> Vec<(String, i32, bool)> {
+        let mut all = Vec::new();
+        for name in names {
+            all.extend(self.ttys(name).into_iter().map(|(fd, link)| (name.clone(), fd, link.starts_with("/dev/ptmx"))));
+        }
+        all.sort_by_key(|(_, _, master)| *master);
+        all
+    }
+
+    /// What a master gave in all; in packet mode without the zero in front of each piece, and status bytes by themselves.
+    fn joined(&mut self, name: &str, fd: i32, reads: &[String]) -> String {
+        let packet = self.sys(name, libc::SYS_ioctl, &[fd.into(), tty::TIOCGPKT.into(), room(4)]);
+        let packet = packet.result == 0 && packet.number() != 0;
+        let mut text = String::new();
+        for read in reads {
+            let (count, bytes) = read.split_once(':').unwrap();
+            match (packet, bytes.strip_prefix("\\x00")) {
+                (true, Some(bytes)) => text.push_str(bytes),
+                (true, None) => write!(text, "<{bytes}>").unwrap(),
+                (false, _) if count.starts_with('-') => write!(text, "<{count}>").unwrap(),
+                (false, _) => text.push_str(bytes),
+            }
+        }
+        text
     }
 
     fn write_some(&mut self, name: &str, fd: i32, bytes: &[u8]) -> i64 {

@@ -185,6 +185,8 @@ fn index_over_1000(s: &mut Stage) {
 
 fn other_instance(s: &mut Stage) {
     s.fork("root", "child");
+    let ours =
+        s.must("child", libc::SYS_openat, &[libc::AT_FDCWD.into(), "/proc/self/ns/mnt".into(), 0.into(), 0.into()]);
     s.must("child", libc::SYS_unshare, &[libc::CLONE_NEWNS.into()]);
     let slave = "/".into();
     s.must(
@@ -202,7 +204,6 @@ fn other_instance(s: &mut Stage) {
     s.ioctl_in("child", MASTER, tty::TIOCSPTLCK, &0i32.to_ne_bytes());
     s.open("child", SLAVE, &format!("{point}/0"), RDWR);
     // Back where the others are: the descriptors lead elsewhere still.
-    let ours = s.must("child", libc::SYS_openat, &[libc::AT_FDCWD.into(), "/proc/1/ns/mnt".into(), 0.into(), 0.into()]);
     s.must("child", libc::SYS_setns, &[Arg::Number(ours.result), libc::CLONE_NEWNS.into()]);
     s.must("child", libc::SYS_close, &[Arg::Number(ours.result)]);
     let dir = s.dir.path().to_str().unwrap().to_owned();

@@ -61,8 +61,19 @@ fn input() -> Vec<Case> {
         typed("a reader that is blocked in read() stays blocked", |s| {
             s.pair("root", M, S);
             s.fork("root", "reader");
+            s.post("reader", &Stage::line(libc::SYS_read, &[S.into(), room(100), 100.into()]));
+            s.blocked.insert("reader".into());
+            assert!(!s.has_answer("reader"));
         })
-        .verified(|s| s.exhaust()),
+        .verified(|s| {
+            let early = s.has_answer("reader");
+            s.type_in("root", M, b"for the reader\r");
+            let read = s.hear("reader");
+            s.blocked.clear();
+            let mut facts = vec![format!("{early} {read}")];
+            facts.extend(s.exhaust());
+            facts
+        }),
     ]
 }
 
@@ -132,6 +143,7 @@ fn output() -> Vec<Case> {
             s.fork("root", "writer");
             let text = pattern(48_000);
             s.post("writer", &Stage::line(libc::SYS_write, &[S.into(), text.as_slice().into(), 48_000.into()]));
+            s.blocked.insert("writer".into());
             assert!(!s.has_answer("writer"));
         })
         .verified(writer),
@@ -161,5 +173,6 @@ fn writer(s: &mut Stage) -> Vec<String> {
         total.extend_from_slice(&answer.rooms[0][..answer.result as usize]);
     }
     let answer = parse(&s.hear("writer"));
+    s.blocked.clear();
     vec![format!("{} of {}, same {}", answer.result, total.len(), total == pattern(48_000))]
 }

@@ -134,6 +134,7 @@ fn stop(s: &mut Stage, name: &str, signal: i32) {
     let pid = s.pid(name);
     s.must("root", libc::SYS_kill, &[pid.into(), signal.into()]);
     let stopped = || crate::support::stat(pid).is_some_and(|stat| stat.state == 'T').then_some(());
+    s.stopped.insert(name.into());
     until("stopped job", crate::support::PATIENCE, stopped, String::new);
 }
 

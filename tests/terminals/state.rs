@@ -47,7 +47,7 @@ pub fn cases() -> Vec<Case> {
             locked(s);
             s.close("root", S);
         }),
-        Case::kept(GROUP, "another line discipline (N_NULL)", |s| {
+        Case::refused(GROUP, "another line discipline (N_NULL)", "line discipline 27", |s| {
             s.pair("root", M, S);
             s.ioctl_in("root", S, tty::TIOCSETD, &27i32.to_ne_bytes());
         }),
