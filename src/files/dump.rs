@@ -148,6 +148,9 @@ fn record_ofd(
     let mut entry = pb::FileEntry { r#type: type_of(descriptor) as i32, id: id.0, ..Default::default() };
     match (&descriptor.kind, tty) {
         (_, Some(tty_info_id)) => {
+            // TIOCGPTPEER leaves O_CLOEXEC among the flags of the description, which /proc hides.
+            let all = nix::fcntl::fcntl(copy, nix::fcntl::FcntlArg::F_GETFL).unwrap_or(flags as i32) as u32;
+            let flags = flags | all & libc::O_CLOEXEC as u32;
             entry.tty = Some(pb::TtyFileEntry { id: id.0, tty_info_id, flags, fown, regf_id: None });
         }
         (FileKind::Pipe { inode }, _) => {

@@ -120,7 +120,9 @@ impl Pairs {
         let again = flags & !libc::O_ASYNC | libc::O_NOCTTY | libc::O_CLOEXEC;
         if flags & LARGEFILE == 0 {
             // It came from TIOCGPTPEER: open(2) sets this flag always.
-            return tty::open_peer(pair.master.as_fd(), again).during("opening the slave", Subject::Path(path.into()));
+            let again = flags & !libc::O_ASYNC | libc::O_NOCTTY;
+            return tty::open_peer_as(pair.master.as_fd(), again)
+                .during("opening the slave", Subject::Path(path.into()));
         }
         match open(Path::new(&path), OFlag::from_bits_retain(again), Mode::empty()) {
             Ok(fd) => Ok(fd),

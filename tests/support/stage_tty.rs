@@ -272,6 +272,11 @@ impl Stage {
     /// Reads until nothing is left, and yields what each read returned.
     pub fn drain(&mut self, name: &str, fd: i32) -> Vec<String> {
         let mut reads = Vec::new();
+        if self.events(name, fd, libc::POLLIN) & libc::POLLIN == 0 {
+            // Where no slave is open nothing but time makes the kernel process what is on its way.
+            let poll = [fd.to_ne_bytes().as_slice(), &[1, 0, 0, 0]].concat();
+            self.sys(name, libc::SYS_poll, &[Arg::Both(poll), 1.into(), 20.into()]);
+        }
         while self.events(name, fd, libc::POLLIN) & libc::POLLIN != 0 && reads.len() < 100 {
             let answer = self.sys(name, libc::SYS_read, &[fd.into(), room(READ), Arg::Number(READ as i64)]);
             let bytes = &answer.rooms[0][..answer.result.max(0) as usize];

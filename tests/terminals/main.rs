@@ -35,10 +35,12 @@ fn every_state() {
     let mut rows = Vec::new();
     let mut failures = Vec::new();
     for case in all().into_iter().filter(|case| format!("{}: {}", case.group, case.name).contains(&wanted)) {
-        let (group, name, outcome) = (case.group, case.name, case.outcome);
+        let (group, name, outcome, but) = (case.group, case.name, case.outcome, case.but);
         let result = std::panic::catch_unwind(|| with_timeout(LIMIT, move || cases::run(&case)));
         let text = match result {
-            Ok(checked) if checked.differences.is_empty() => how(outcome, &checked),
+            Ok(checked) if checked.differences.is_empty() => {
+                how(outcome, &checked) + &but.map(|(_, why)| format!("; but {why}")).unwrap_or_default()
+            }
             Ok(checked) => {
                 failures.push(format!("{group}: {name}\n{}", checked.differences.join("\n")));
                 "DIFFERS".into()

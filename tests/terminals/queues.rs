@@ -126,13 +126,21 @@ fn output() -> Vec<Case> {
             s.pair("root", M, S);
             s.type_in("root", S, &pattern(30_000));
         })
-        .verified(all_output),
+        .verified(all_output)
+        .but(
+            "poll=",
+            "a poll of the slave may tell POLLOUT again: how much room is left depends on the sizes of the writes",
+        ),
         typed("output until nothing more fits, in packet mode", |s| {
             s.pair("root", M, S);
             s.ioctl_in("root", M, ptyagent::sys::tty::TIOCPKT, &1i32.to_ne_bytes());
             s.type_in("root", S, &pattern(30_000));
         })
-        .verified(packet_output),
+        .verified(packet_output)
+        .but(
+            "poll=",
+            "a poll of the slave may tell POLLOUT again: how much room is left depends on the sizes of the writes",
+        ),
         typed("output and input", |s| {
             s.pair("root", M, S);
             s.write("root", S, b"prompt\n$ ");
@@ -144,6 +152,7 @@ fn output() -> Vec<Case> {
             let text = pattern(48_000);
             s.post("writer", &Stage::line(libc::SYS_write, &[S.into(), text.as_slice().into(), 48_000.into()]));
             s.blocked.insert("writer".into());
+            while s.events("root", S, libc::POLLOUT) != 0 || s.events("root", M, libc::POLLIN) == 0 {}
             assert!(!s.has_answer("writer"));
         })
         .verified(writer),
