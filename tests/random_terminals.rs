@@ -123,7 +123,9 @@ fn traffic(random: &mut Random, stage: &mut Stage, holder: &str, master: i32, us
 fn make(seed: u64, stage: &mut Stage) {
     let random = &mut Random::new(seed);
     // Warm up: neighbouring seeds begin alike.
-    (0..5).for_each(|_| drop(random.below(2)));
+    for _ in 0..5 {
+        random.below(2);
+    }
     for n in 0..1 + random.below(3) as i32 {
         let (master, slave, leader) = (10 + n, 20 + 10 * n, format!("leader{n}"));
         let index = stage.pair("root", master, slave);

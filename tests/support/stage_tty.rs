@@ -206,6 +206,7 @@ impl Stage {
             let how = [libc::SIG_BLOCK.into(), stops.to_ne_bytes().as_slice().into(), 0.into(), 8.into()];
             self.must(name, libc::SYS_rt_sigprocmask, &how);
         }
+        let alone = self.slaves_first(&names).iter().all(|(_, _, master)| *master);
         for round in ["at first", "typed", "printed"] {
             for name in &names {
                 for (fd, link) in self.ttys(name) {
@@ -221,10 +222,15 @@ impl Stage {
                     }
                 }
             }
+            if alone {
+                // Where no slave is open nothing but time makes the kernel process what is on its way.
+                self.sys(&names[0], libc::SYS_poll, &[0.into(), 0.into(), 30.into()]);
+            }
             for (name, fd, master) in self.slaves_first(&names) {
                 let reads = self.drain(&name, fd);
-                // Where one read of a master ends and the next begins is up to the kernel's worker.
-                let text = if master { self.joined(&name, fd, &reads) } else { reads.join(",") };
+                // Where one read of a master, or without lines, ends and the next begins is up to the kernel's worker.
+                let text =
+                    if master || !self.has_lines(&name, fd) { self.joined(&name, fd, &reads) } else { reads.join(",") };
                 facts.push(format!("{name} {fd} {round}: {text}"));
             }
         }
@@ -243,6 +249,13 @@ impl Stage {
         }
         all.sort_by_key(|(_, _, master)| *master);
         all
+    }
+
+    /// Whether reads return lines.
+    fn has_lines(&mut self, name: &str, fd: i32) -> bool {
+        let answer = self.sys(name, libc::SYS_ioctl, &[fd.into(), tty::TCGETS2.into(), room(44)]);
+        let local = u32::from_ne_bytes(answer.rooms[0][12..16].try_into().unwrap());
+        answer.result < 0 || local & (libc::ICANON | libc::EXTPROC) == libc::ICANON
     }
 
     /// What a master gave in all; in packet mode without the zero in front of each piece, and status bytes by themselves.
@@ -272,11 +285,6 @@ impl Stage {
     /// Reads until nothing is left, and yields what each read returned.
     pub fn drain(&mut self, name: &str, fd: i32) -> Vec<String> {
         let mut reads = Vec::new();
-        if self.events(name, fd, libc::POLLIN) & libc::POLLIN == 0 {
-            // Where no slave is open nothing but time makes the kernel process what is on its way.
-            let poll = [fd.to_ne_bytes().as_slice(), &[1, 0, 0, 0]].concat();
-            self.sys(name, libc::SYS_poll, &[Arg::Both(poll), 1.into(), 20.into()]);
-        }
         while self.events(name, fd, libc::POLLIN) & libc::POLLIN != 0 && reads.len() < 100 {
             let answer = self.sys(name, libc::SYS_read, &[fd.into(), room(READ), Arg::Number(READ as i64)]);
             let bytes = &answer.rooms[0][..answer.result.max(0) as usize];
