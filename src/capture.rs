@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use crate::error::{Context, Error, Refusal, Result, Subject};
 use crate::files::dump as file_records;
@@ -12,10 +13,13 @@ use crate::files::kind::{Descriptor, FileKind};
 use crate::files::ofd::{self, OfdTable};
 use crate::ids::{Pid, Tid};
 use crate::image::{Images, pb};
-use crate::inject::batch::Batch;
+use crate::inject::batch::{Answers, Batch};
+use crate::inject::rest::Transfer;
 use crate::inject::{Entry, Infected, Placement, ThreadState, restart, rseq};
 use crate::mem::{self, layout};
 use crate::procfs::{Mapping, Stat};
+use crate::sys::process::pidfd_getfd;
+use crate::sys::tty;
 use crate::task::freeze::{Frozen, FrozenProcess, freeze};
 use crate::task::record::{self, Outside};
 use crate::task::survey::{Survey, SurveyMode, recheck, refuse_outsiders, refuse_threads, refuse_unsupported, survey};
@@ -36,7 +40,22 @@ pub struct Captured {
 }
 
 /// Surveys a tree, freezes it, and captures it. `frozen_at` is called at the moment of the freeze.
-pub fn take(root: Pid, mode: SurveyMode, frozen_at: impl FnOnce()) -> Result<Tree> {
+///
+/// Where the parasite of a controller that died is still in a process, it is waited for.
+pub fn take(root: Pid, mode: SurveyMode, mut frozen_at: impl FnMut()) -> Result<Tree> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match take_once(root, mode, &mut frozen_at) {
+            Err(Error::Leaving(_)) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(20)),
+            result => return result,
+        }
+    }
+}
+
+/// A parasite without a controller notices that after three seconds at most.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+fn take_once(root: Pid, mode: SurveyMode, frozen_at: &mut impl FnMut()) -> Result<Tree> {
     let before = survey(root, mode)?;
     frozen_at();
     let frozen = freeze(root)?;
@@ -111,6 +130,9 @@ fn look(process: FrozenProcess, survey: &Survey) -> Result<Known> {
     };
     let facts = survey.task(pid).ok_or(Error::Gone(pid))?;
     let alive = facts.alive().ok_or(Error::Gone(pid))?;
+    if alive.maps.iter().any(is_parasite) {
+        return Err(Error::Leaving(pid));
+    }
     let outside = Outside::read(facts, alive, stop_signal)?;
     let descriptors = alive.descriptors.clone();
     let comm = outside.stat.comm_text();
@@ -129,6 +151,11 @@ fn refuse_without_vdso(known: &Known) -> Result<()> {
         kind: "it has unmapped its vDSO".into(),
         remedy: "end the program that did so, then dump again".into(),
     }))
+}
+
+fn is_parasite(mapping: &Mapping) -> bool {
+    use std::os::unix::ffi::OsStrExt;
+    mapping.name.as_bytes().starts_with(b"/memfd:ptyagent")
 }
 
 fn refuse_outside(tables: &[Table<'_>]) -> Result<()> {
@@ -150,7 +177,7 @@ fn record_files(images: &mut Images, tables: &[Table<'_>], ofds: &OfdTable, term
     file_records::record(images, tables, ofds, &tty_ids)
 }
 
-/// Brings the parasite into every process, asks all of them at the same time, and records the answers.
+/// Brings the parasite into every process, asks each of them on the way in, and records the answers.
 fn infect_and_ask(
     known: Vec<Known>,
     images: &mut Images,
@@ -160,34 +187,28 @@ fn infect_and_ask(
 ) -> Result<Vec<Captured>> {
     struct Asked {
         outside: Outside,
-        batch: Batch,
+        answers: Answers,
         signals: signals::Asked,
         identity: identity::Asked,
         ttys: Vec<tty_records::Asked>,
     }
     let mut infected = Vec::new();
     for known in known {
-        let Known { pid, pidfd, leader, threads, outside, .. } = known;
-        let tracee = infect(pid, &pidfd, leader, &outside)?;
+        let Known { pid, pidfd, leader, threads, outside, descriptors, .. } = known;
         let mut batch = Batch::new();
-        let asked = Asked {
-            signals: signals::ask(&mut batch),
-            identity: identity::ask(&mut batch),
-            ttys: terminals.ask(pid, &mut batch),
-            outside,
-            batch,
-        };
+        let signals = signals::ask(&mut batch);
+        let identity = identity::ask(&mut batch);
+        let ttys = terminals.ask(pid, &mut batch);
+        let (tracee, answers) = infect(&pidfd, leader, &outside, &descriptors, batch)?;
+        let asked = Asked { outside, answers, signals, identity, ttys };
         let mappings = asked.outside.mappings.clone();
         infected.push((Captured { pid, pidfd, tracee, threads, mappings }, asked));
     }
-    tracing::debug!("infected");
-    for (captured, asked) in &mut infected {
-        captured.tracee.post(&asked.batch)?;
-    }
+    tracing::debug!("infected and asked");
     let mut records = tty_records::Records::new();
     let mut processes = Vec::new();
-    for (mut captured, asked) in infected {
-        let answers = captured.tracee.answer(asked.batch)?;
+    for (captured, asked) in infected {
+        let answers = asked.answers;
         let signals = asked.signals.answers(&answers)?;
         let identity = asked.identity.answers(&answers)?;
         for tty in &asked.ttys {
@@ -227,17 +248,49 @@ fn recordable(captured: &Captured, outside: &Outside, mode: SurveyMode) -> Resul
     Ok(state)
 }
 
-fn infect(pid: Pid, pidfd: &OwnedFd, leader: Stopped, outside: &Outside) -> Result<Infected> {
+fn infect(
+    pidfd: &OwnedFd,
+    leader: Stopped,
+    outside: &Outside,
+    descriptors: &[Descriptor],
+    first: Batch,
+) -> Result<(Infected, Answers)> {
+    let pid = outside.stat.pid;
     if let Some(config) = &outside.rseq {
         rseq::abort_section(&leader, &crate::inject::open_mem(pid)?, pid, config)?;
     }
     let base = layout::hole(layout::ranges(&outside.mappings), wire::REGION_SIZE)
         .ok_or_else(|| Error::failed(format!("process {pid} has no room for the parasite in its address space")))?;
     let pending = outside.pending(leader.sigmask()?);
-    Infected::infect(
-        leader,
-        &Entry { pid, pidfd, places: mem::places(&outside.mappings), base, placement: Placement::Free, pending },
-    )
+    let places = mem::places(&outside.mappings);
+    let left = |transfer: &Transfer| left(pidfd, descriptors, transfer);
+    let entry = Entry { pid, pidfd, places, base, placement: Placement::Free, pending, left: &left };
+    Infected::infect_and_ask(leader, &entry, first)
+}
+
+/// How many bytes the rest of a call has to move that came back with fewer than it was asked for, where only a stop can be the reason.
+///
+/// A blocking write to a terminal or a pipe moves all its bytes. A read of a terminal that is not canonical waits for VMIN bytes; with
+/// VTIME it may end earlier by itself, and is left alone. Everything else is free to move less.
+fn left(pidfd: &OwnedFd, descriptors: &[Descriptor], transfer: &Transfer) -> u64 {
+    const ICANON: u32 = 2;
+    let Some(descriptor) = descriptors.iter().find(|descriptor| descriptor.fd.0 == transfer.fd) else { return 0 };
+    let blocking = descriptor.info.flags & libc::O_NONBLOCK as u32 == 0;
+    let terminal = matches!(descriptor.kind, FileKind::TtyMaster { .. } | FileKind::TtySlave { .. } | FileKind::DevTty);
+    let pipe = matches!(descriptor.kind, FileKind::Pipe { .. } | FileKind::Fifo);
+    match transfer.nr {
+        libc::SYS_write if blocking && (terminal || pipe) => transfer.wanted - transfer.done,
+        libc::SYS_read if blocking && terminal => {
+            let Ok(copy) = pidfd_getfd(pidfd.as_fd(), descriptor.fd) else { return 0 };
+            let Ok(termios) = tty::get_termios(copy.as_fd()) else { return 0 };
+            let [min, time] = [libc::VMIN, libc::VTIME].map(|at| u64::from(termios.c_cc[at]));
+            match termios.c_lflag & ICANON == 0 && time == 0 {
+                true => min.min(transfer.wanted).saturating_sub(transfer.done),
+                false => 0,
+            }
+        }
+        _ => 0,
+    }
 }
 
 /// Orders the tree so that each process comes behind its parent, siblings by their number.

@@ -52,6 +52,8 @@ pub struct Report {
     pub pages: u64,
     /// Of all images.
     pub bytes: u64,
+    /// The most physical memory that this process has had, in KiB; absent where the kernel does not tell.
+    pub controller_peak_kib: Option<u64>,
     /// State that was not carried because the user allowed it.
     pub losses: Vec<String>,
 }
@@ -96,6 +98,7 @@ pub fn dump(request: &Request) -> Result<Report> {
         total_us: micros(start),
         pages,
         bytes: commit.bytes,
+        controller_peak_kib: peak_memory_kib(),
         losses: drain::losses(&images),
     })
 }
@@ -118,6 +121,11 @@ fn refuse_unplannable(images: &Images, request: &Request) -> Result<()> {
 
 fn micros(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
+}
+
+/// The peak of this process, for the reports.
+pub(crate) fn peak_memory_kib() -> Option<u64> {
+    crate::procfs::attributes::peak_memory_kib(Pid(std::process::id() as i32)).ok().flatten()
 }
 
 /// Pages that were read and are still to be written.

@@ -47,6 +47,9 @@ pub enum Error {
     /// The process or thread vanished while it was being worked on.
     #[error("process {0} is gone; nothing was changed")]
     Gone(Pid),
+    /// The parasite of a controller that died has not yet left the process, which takes it a few seconds at most.
+    #[error("process {0} still has the parasite of a killed ptyagent in it; try again in a few seconds")]
+    Leaving(Pid),
     /// State that cannot be carried exactly: the session runs on. Exit status 3.
     #[error("{0}")]
     Refused(Refusal),

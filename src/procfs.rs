@@ -14,9 +14,10 @@ pub mod tree;
 
 use std::ffi::OsString;
 use std::fmt;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::os::unix::ffi::OsStringExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::error::{Errno, Error, Result, Subject};
 use crate::ids::{Pid, Tid};
@@ -72,13 +73,34 @@ pub fn failure(operation: &'static str, pid: Pid, error: &io::Error) -> Error {
     }
 }
 
+/// The whole of a file of /proc. Its size is not known before, so that asking for it, and beginning with a small buffer, would only cost time.
+fn whole(path: &Path) -> io::Result<Vec<u8>> {
+    const STEP: usize = 16 * 1024;
+    let mut file = File::open(path)?;
+    let mut bytes = vec![0; STEP];
+    let mut len = 0;
+    loop {
+        match file.read(&mut bytes[len..]) {
+            Ok(0) => break,
+            Ok(count) => len += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+        if len == bytes.len() {
+            bytes.resize(2 * len, 0);
+        }
+    }
+    bytes.truncate(len);
+    Ok(bytes)
+}
+
 fn read(operation: &'static str, pid: Pid, name: &str) -> Result<Vec<u8>> {
-    std::fs::read(path(pid, name)).map_err(|error| failure(operation, pid, &error))
+    whole(&path(pid, name)).map_err(|error| failure(operation, pid, &error))
 }
 
 /// As [`read`], for a file that a process may lack while it is there: `None` for ENOENT.
 fn read_optional(operation: &'static str, pid: Pid, name: &str) -> Result<Option<Vec<u8>>> {
-    match std::fs::read(path(pid, name)) {
+    match whole(&path(pid, name)) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
         Err(error) => Err(failure(operation, pid, &error)),

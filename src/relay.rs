@@ -22,7 +22,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::error::{Context, Errno, Result, Subject};
-use crate::sys::terminal;
+use crate::sys::process;
 
 mod buffer;
 mod outer;
@@ -94,6 +94,17 @@ pub fn run(master: OwnedFd, outer: Outer, root: OwnedFd, first: FirstSize) -> Re
     relay.run()
 }
 
+/// Blocks the relay's signals in this thread for good: what comes before [`run`] waits for it. For callers that have something to finish first.
+pub fn block_signals() -> Result<()> {
+    signal_set().thread_block().during("blocking signals", Subject::None)
+}
+
+fn signal_set() -> SigSet {
+    let mut set = SigSet::empty();
+    set.extend([Signal::SIGWINCH, Signal::SIGCONT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT]);
+    set
+}
+
 /// The signals of the relay: blocked in this thread, read from a descriptor; the mask comes back on drop.
 struct Signals {
     fd: SignalFd,
@@ -102,15 +113,7 @@ struct Signals {
 
 impl Signals {
     fn block() -> Result<Signals> {
-        let mut set = SigSet::empty();
-        set.extend([
-            Signal::SIGWINCH,
-            Signal::SIGCONT,
-            Signal::SIGTERM,
-            Signal::SIGHUP,
-            Signal::SIGINT,
-            Signal::SIGQUIT,
-        ]);
+        let set = signal_set();
         let fd = SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
             .during("opening a signalfd", Subject::None)?;
         let mask = set.thread_swap_mask(SigmaskHow::SIG_BLOCK).during("blocking signals", Subject::None)?;
@@ -286,7 +289,7 @@ impl Relay {
     }
 
     fn reap(&self) -> Result<Ending> {
-        let exit = terminal::wait_exit(self.root.as_fd()).during("waiting for the session's root", Subject::None)?;
+        let exit = process::wait_exit(self.root.as_fd()).during("waiting for the session's root", Subject::None)?;
         Ok(match exit.code {
             libc::CLD_EXITED => Ending::Exited(u8::try_from(exit.status & 0xff).unwrap_or(u8::MAX)),
             _ => Ending::Killed(exit.status),

@@ -5,6 +5,7 @@
 //! and at every moment a tracee's registers are such that it then finds its way back (FACTS B2).
 
 use std::marker::PhantomData;
+use std::time::{Duration, Instant};
 
 use libc::user_regs_struct;
 
@@ -226,9 +227,26 @@ impl Stopped {
     }
 }
 
+/// How long the last resort waits for a stop.
+const LAST_RESORT: Duration = Duration::from_millis(200);
+
 impl Drop for Running {
+    /// A running tracee can only be detached in a stop. One that cannot stop (it waits in vfork, or for a device) stays attached until the
+    /// controller ends, when the kernel detaches it.
     fn drop(&mut self) {
-        // A running tracee can only be detached through a stop; the kernel detaches all when the controller ends.
+        let deadline = Instant::now() + LAST_RESORT;
+        let _ = ptrace::interrupt(self.tid);
+        loop {
+            match ptrace::wait(self.tid, WaitMode::Poll) {
+                Ok(Status::Nothing) if Instant::now() < deadline => std::thread::yield_now(),
+                Ok(Status::Stopped(signal, event)) => {
+                    let carried = if event == 0 && signal != libc::SIGTRAP | 0x80 { signal } else { 0 };
+                    let _ = ptrace::detach(self.tid, carried);
+                    return;
+                }
+                _ => break,
+            }
+        }
         tracing::debug!(tid = self.tid.0, "a running tracee was left to the end of the controller");
     }
 }

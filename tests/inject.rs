@@ -22,6 +22,7 @@ fn infect(pid: Pid, pidfd: &OwnedFd) -> Infected {
         base: 0x10_0000_0000,
         placement: Placement::Free,
         pending: Pending::Nothing,
+        left: &ptyagent::inject::nothing_left,
     };
     Infected::infect(stopped, &entry).unwrap()
 }

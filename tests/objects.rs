@@ -22,7 +22,7 @@ fn check(name: &'static str, rounds: usize) {
         let _subreaper = subreaper();
         let dir = TempDir::new();
         let mut command = Command::new(compile("objects"));
-        command.arg(dir.path()).arg(name).stdin(Stdio::null()).stdout(Stdio::null());
+        command.arg(dir.path()).arg(name).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         assert!(command.status().unwrap().success());
         let read = |file: &str| fs::read_to_string(dir.join(file)).unwrap_or_default();
         let pid: i32 = until("ready victim", PATIENCE, || read("ready").parse().ok(), || read("result"));
@@ -34,7 +34,8 @@ fn check(name: &'static str, rounds: usize) {
             dump(pid, &images);
             assert_eq!(read("result"), "");
             restore(&images);
-            assert_same_lines(&without_inodes(&before), &without_inodes(&shown(pid)), name);
+            asleep(pid);
+            assert_same_lines(&comparable(&before), &comparable(&shown(pid)), name);
         }
         File::options().read(true).write(true).open(dir.join("go")).unwrap().write_all(b"g").unwrap();
         until("verdict", PATIENCE, || read("result").ends_with("done\n").then_some(()), || read("result"));
@@ -42,13 +43,30 @@ fn check(name: &'static str, rounds: usize) {
     });
 }
 
-/// Shared anonymous memory is a file of the kernel's, which numbers it anew.
-fn without_inodes(shown: &str) -> String {
-    let rest = |line: &str| match line.split_once(" /dev/zero (deleted)") {
-        Some((start, _)) => start.trim_end().rsplit_once(' ').map_or(String::new(), |(start, _)| start.to_owned()),
-        None => line.to_owned(),
-    };
-    shown.lines().map(|line| rest(line) + "\n").collect()
+/// Leaves out what a restore does not bring back as it was: the inode numbers of shared anonymous memory, which the kernel gives anew, and the
+/// border between private anonymous mappings side by side, which the kernel merges where they come to be untouched.
+fn comparable(shown: &str) -> String {
+    let mut lines: Vec<String> = Vec::new();
+    for line in shown.lines() {
+        let line = match line.split_once(" /dev/zero (deleted)") {
+            Some((start, _)) => start.trim_end().rsplit_once(' ').map_or(String::new(), |(start, _)| start.to_owned()),
+            None => line.to_owned(),
+        };
+        let anonymous = |line: &str| {
+            let (range, rest) = line.strip_suffix("p 00000000 00:00 0 ")?.split_once(' ')?;
+            let (start, end) = range.split_once('-')?;
+            Some((start.to_owned(), end.to_owned(), rest.to_owned()))
+        };
+        let merged = lines.last().and_then(|last| anonymous(last)).zip(anonymous(&line)).and_then(|(last, this)| {
+            (last.1 == this.0 && last.2 == this.2)
+                .then(|| format!("{}-{} {}p 00000000 00:00 0 ", last.0, this.1, this.2))
+        });
+        if merged.is_some() {
+            lines.pop();
+        }
+        lines.push(merged.unwrap_or(line));
+    }
+    lines.join("\n")
 }
 
 /// Waits until a process waits.
@@ -147,9 +165,10 @@ fn blocked_calls_go_on() {
     }
 }
 
+// Not getppid: the root of a restored tree has another parent.
 #[test]
 fn timed_calls_and_busy_loops_go_on() {
-    for mode in ["spin", "getppid", "nanosleep", "clock_nanosleep", "clock_absolute", "poll_timed", "futex_timed"] {
+    for mode in ["spin", "nanosleep", "clock_nanosleep", "clock_absolute", "poll_timed", "futex_timed"] {
         blocked(mode, false);
     }
 }
@@ -164,7 +183,7 @@ fn dash_and_cat() {
         let holder = Holder::spawn(&["dash", "-i"]);
         holder.wait_for_text("$ ");
         holder.type_keys("mark=kept; cat\r");
-        holder.wait_for_text("mark=kept; cat\n");
+        holder.wait_for_text("mark=kept; cat");
         let cat = until(
             "cat",
             PATIENCE,

@@ -231,6 +231,21 @@ impl Descriptor {
         }
     }
 
+    /// What it is now, where `before` is what it was a moment ago: as [`read`](Descriptor::read), but link, mount and inode that are still the
+    /// same are not looked at again. The size is that of before.
+    pub fn read_again(pid: Pid, before: &Descriptor) -> Result<Option<Descriptor>> {
+        let fd = before.fd;
+        match (fdinfo::link(pid, fd), FdInfo::read(pid, fd)) {
+            (Ok(link), Ok(info)) if before.is_still(&link, &info) => Ok(Some(Descriptor { info, ..before.clone() })),
+            _ => Descriptor::read(pid, fd),
+        }
+    }
+
+    fn is_still(&self, link: &OsStr, info: &FdInfo) -> bool {
+        let same = |info: &FdInfo| (info.ino, info.mnt_id, info.flags, info.tty_index);
+        self.link == link && info.ino.is_some() && same(&self.info) == same(info)
+    }
+
     fn read_open(pid: Pid, fd: RemoteFd) -> Result<Descriptor> {
         let path = procfs::path(pid, &format!("fd/{fd}"));
         let link = fdinfo::link(pid, fd)?;

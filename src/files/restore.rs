@@ -18,6 +18,8 @@ use crate::sys::file::duplicate_to;
 
 /// Flags of open(2) that would change something when a file is opened again, or that are not the description's.
 const NOT_AGAIN: i32 = libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_CLOEXEC;
+/// As the kernel shows it; libc has 0 for it on this target.
+const O_LARGEFILE: i32 = 0o100000;
 /// What F_SETFL can set and open(2) of a pipe end cannot.
 const SETTABLE: i32 = libc::O_APPEND | libc::O_NONBLOCK | libc::O_NOATIME;
 
@@ -78,13 +80,19 @@ impl Opened {
         self.place(slot, fd)
     }
 
-    /// Each description of an end is one of its own: opened anew through /proc.
+    /// Each description of an end is one of its own. The one that pipe(2) made has no O_LARGEFILE, which F_SETFL cannot take away
+    /// either; those that were opened through /proc have it.
     fn pipe_end(&self, pipe: &pb::PipeEntry) -> Result<OwnedFd> {
         let (reader, writer) =
             self.pipes.get(&pipe.pipe_id).ok_or_else(|| Error::failed("an end of a pipe that is not in the images"))?;
         let flags = pipe.flags as i32;
         let end = if flags & libc::O_ACCMODE == libc::O_WRONLY { writer } else { reader };
-        reopen(end.as_fd(), flags)
+        if flags & O_LARGEFILE != 0 {
+            return reopen(end.as_fd(), flags);
+        }
+        let set = OFlag::from_bits_retain(flags & SETTABLE);
+        fcntl(end, FcntlArg::F_SETFL(set)).during("setting the flags of a pipe", Subject::None)?;
+        end.try_clone().map_err(|error| Error::io("copying a descriptor", Subject::None, &error))
     }
 
     fn fifo_end(&mut self, images: &Images, file: &pb::FileEntry, fifo: &pb::FifoEntry) -> Result<OwnedFd> {

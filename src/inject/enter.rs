@@ -1,4 +1,4 @@
-//! The way in: four calls from stubs, then one SETREGS into the parasite.
+//! The way in: three calls from stubs, then one SETREGS into the parasite, whose first batch closes the memfd.
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -7,6 +7,8 @@ use std::sync::atomic::Ordering;
 
 use libc::user_regs_struct;
 
+use super::batch::{Answers, Batch};
+use super::rest::{self, Transfer, Whereabouts};
 use super::restart::{self, Pending};
 use super::stub::{Cleanup, Place, REGION_NAME, Room, Slot, WayBack};
 use super::{ALL_SIGNALS, Infected, Placement, ThreadState, Tracee, blob, idle_header};
@@ -17,7 +19,6 @@ use crate::trace::{StopReason, Stopped, Wait};
 use crate::wire;
 
 /// What the caller knows about a tracee that is to be infected.
-#[derive(Debug)]
 pub struct Entry<'a> {
     pub pid: Pid,
     /// The process's pidfd, to fetch the memfd through.
@@ -29,6 +30,13 @@ pub struct Entry<'a> {
     pub placement: Placement,
     /// Whether an unblocked signal waits for the thread.
     pub pending: Pending,
+    /// How many bytes the rest of a call that the stop cut short has to move; 0 where it was not the stop. See `rest`.
+    pub left: &'a dyn Fn(&Transfer) -> u64,
+}
+
+/// For tracees whose calls are of no interest.
+pub fn nothing_left(_: &Transfer) -> u64 {
+    0
 }
 
 impl Infected {
@@ -36,14 +44,25 @@ impl Infected {
     ///
     /// On an error the tracee has been given back what it had and was released; it runs on.
     pub fn infect(stopped: Stopped, entry: &Entry<'_>) -> Result<Infected> {
+        Ok(Infected::infect_and_ask(stopped, entry, Batch::new())?.0)
+    }
+
+    /// As [`infect`](Infected::infect), with a batch that is run on the way. No call of it may end it early ([`Batch::must`]): the way in
+    /// ends with a call behind it.
+    pub fn infect_and_ask(stopped: Stopped, entry: &Entry<'_>, first: Batch) -> Result<(Infected, Answers)> {
         let at_stop = ThreadState { regs: stopped.regs()?, xstate: stopped.xstate()?, sigmask: stopped.sigmask()? };
-        let original = ThreadState { regs: restart::continued(&at_stop.regs, entry.pending), ..at_stop };
         let mem = open_mem(entry.pid)?;
         let room = Room::find(&mem, entry.pid, &entry.places)?;
-        let way_back = WayBack { regs: restart::without_kernel_restart(&original.regs), sigmask: original.sigmask };
-        let mut bootstrap = Bootstrap { entry, mem, room, way_back, original, next: Slot::Even };
+        if room.holds(at_stop.regs.rip) {
+            return Err(Error::Leaving(entry.pid));
+        }
+        let (regs, going_on) = resumption(&mem, entry, &room, &at_stop.regs)?;
+        let original = ThreadState { regs, ..at_stop };
+        let way_back = WayBack { regs: restart::without_kernel_restart(&going_on), sigmask: original.sigmask };
+        let mut bootstrap =
+            Bootstrap { entry, mem, room, way_back, original, going_on, next: Slot::Even, owed_stop: false };
         match bootstrap.run(stopped) {
-            Ok((stopped, memfd, mapping)) => bootstrap.start(stopped, memfd, mapping),
+            Ok((stopped, placed)) => bootstrap.start(stopped, placed, first),
             Err((error, stopped)) => {
                 if let Some(stopped) = stopped {
                     bootstrap.give_back(stopped)?;
@@ -52,6 +71,41 @@ impl Infected {
             }
         }
     }
+}
+
+/// The registers to record, and those to go on with: the same, but where the stop cut a call short.
+fn resumption(
+    mem: &File,
+    entry: &Entry<'_>,
+    room: &Room,
+    regs: &user_regs_struct,
+) -> Result<(user_regs_struct, user_regs_struct)> {
+    let (behind, transfer) = match rest::whereabouts(mem, entry.pid, regs, room.rests(), entry.pending)? {
+        Whereabouts::Itself(regs) => {
+            let regs = restart::continued(&regs, entry.pending);
+            return Ok((regs, regs));
+        }
+        Whereabouts::Cut(behind, transfer) => (behind, transfer),
+    };
+    let left = (entry.left)(&transfer);
+    let slot = rest::unused(room.rests(), regs, &stack(mem, regs)).first().copied();
+    let (Some(slot), true) = (slot, left > 0) else { return Ok((behind, behind)) };
+    let rest = rest::place(mem, entry.pid, slot, &behind, &transfer, left)?;
+    Ok((behind, rest.unwrap_or(behind)))
+}
+
+/// What lies above a stack pointer: as much as can be read, at most 8 MiB.
+pub(super) fn stack(mem: &File, regs: &user_regs_struct) -> Vec<u8> {
+    const CHUNK: usize = 64 * 1024;
+    let mut bytes = Vec::new();
+    let mut chunk = vec![0u8; CHUNK];
+    while bytes.len() < 8 << 20 {
+        match mem.read_at(&mut chunk, regs.rsp.wrapping_add(bytes.len() as u64)) {
+            Ok(count @ 1..) => bytes.extend_from_slice(&chunk[..count]),
+            _ => break,
+        }
+    }
+    bytes
 }
 
 /// /proc/PID/mem, through which text that is not writable can be written by a tracer.
@@ -64,7 +118,9 @@ pub fn open_mem(pid: Pid) -> Result<File> {
 }
 
 /// Runs the system call to whose instruction the registers point; yields the tracee at the exit stop, and the raw result.
-pub(super) fn run_call(stopped: Stopped) -> Result<(Stopped, i64)> {
+///
+/// A SIGSTOP on its way, which nobody can block, is taken from the tracee and noted in `owed_stop`.
+pub(super) fn run_call(stopped: Stopped, owed_stop: &mut bool) -> Result<(Stopped, i64)> {
     let mut stopped = stopped;
     let mut stops = 0;
     while stops < 2 {
@@ -76,8 +132,9 @@ pub(super) fn run_call(stopped: Stopped) -> Result<(Stopped, i64)> {
         };
         match stopped.reason() {
             StopReason::Syscall => stops += 1,
-            // Only SIGSTOP gets here, all else is blocked. It stays pending for the group: the release sends it again.
-            StopReason::Signal(_) | StopReason::Interrupt | StopReason::GroupStop(_) | StopReason::Clone => {}
+            // All other signals are blocked. The release sends it again.
+            StopReason::Signal(_) => *owed_stop = true,
+            StopReason::Interrupt | StopReason::GroupStop(_) | StopReason::Clone => {}
         }
     }
     let result = stopped.regs()?.rax as i64;
@@ -86,18 +143,28 @@ pub(super) fn run_call(stopped: Stopped) -> Result<(Stopped, i64)> {
 
 type Lost = (Error, Option<Stopped>);
 
+/// The region as it is in the tracee before the parasite runs.
+struct Placed {
+    memfd: OwnedFd,
+    mapping: SharedMapping,
+    /// The tracee's number of the memfd.
+    remote_fd: i32,
+}
+
 struct Bootstrap<'a> {
     entry: &'a Entry<'a>,
     mem: File,
     room: Room,
     way_back: WayBack,
     original: ThreadState,
+    going_on: user_regs_struct,
     next: Slot,
+    owed_stop: bool,
 }
 
 impl Bootstrap<'_> {
-    /// The four calls. An error brings the tracee back at a syscall stop in a stub, so that it can be given back its state.
-    fn run(&mut self, stopped: Stopped) -> std::result::Result<(Stopped, OwnedFd, SharedMapping), Lost> {
+    /// The three calls. An error brings the tracee back at a syscall stop in a stub, so that it can be given back its state.
+    fn run(&mut self, stopped: Stopped) -> std::result::Result<(Stopped, Placed), Lost> {
         // The memfd's name has to lie in the victim's memory: behind the code of the exit slot, which is not yet in use.
         let name = self.room.slot(Slot::Exit);
         if let Err(error) = self.mem.write_all_at(REGION_NAME, name.0).during("writing", Subject::Pid(self.entry.pid)) {
@@ -140,8 +207,7 @@ impl Bootstrap<'_> {
             [self.entry.base, wire::DATA_OFFSET, text, 0, 0, 0],
             &[unmap, close],
         )?;
-        let (stopped, _) = self.call(stopped, libc::SYS_close, [fd as u64, 0, 0, 0, 0, 0], &[unmap])?;
-        Ok((stopped, memfd, mapping))
+        Ok((stopped, Placed { memfd, mapping, remote_fd: fd }))
     }
 
     fn close_after(&mut self, (error, stopped): Lost, fd: i32) -> Lost {
@@ -181,7 +247,7 @@ impl Bootstrap<'_> {
         if let Err(error) = stopped.set_regs(&regs).and_then(|()| stopped.set_sigmask(ALL_SIGNALS)) {
             return Err((error, Some(stopped)));
         }
-        let (stopped, result) = run_call(stopped).map_err(|error| (error, None))?;
+        let (stopped, result) = run_call(stopped, &mut self.owed_stop).map_err(|error| (error, None))?;
         if (-4095..0).contains(&result) {
             let errno = nix::errno::Errno::from_raw(-result as i32);
             let operation = match nr {
@@ -208,9 +274,15 @@ impl Bootstrap<'_> {
         Ok((memfd, mapping))
     }
 
-    /// Sends the tracee into the parasite, which answers an empty request.
-    fn start(self, stopped: Stopped, memfd: OwnedFd, mapping: SharedMapping) -> Result<Infected> {
+    /// Sends the tracee into the parasite, which runs the first batch and closes the memfd.
+    ///
+    /// Until the one SETREGS the tracee stands in the stub of the last call, which unmaps the region and closes the memfd. From then on the
+    /// parasite runs the batch to its end whether or not there still is a controller.
+    fn start(self, stopped: Stopped, placed: Placed, first: Batch) -> Result<(Infected, Answers)> {
         let base = self.entry.base;
+        let Placed { memfd, mapping, remote_fd } = placed;
+        let mut first = first;
+        let close = first.call(libc::SYS_close, [remote_fd.into()]);
         let mut infected = Infected {
             pid: self.entry.pid,
             tracee: Tracee::Lost,
@@ -220,9 +292,11 @@ impl Bootstrap<'_> {
             memfd,
             room: self.room,
             original: self.original,
-            owed_stop: false,
+            going_on: self.going_on,
+            owed_stop: self.owed_stop,
         };
         infected.place_exit_stub()?;
+        infected.place_batch(&first)?;
         infected.state()?.store(wire::REQUEST, Ordering::Release);
         let entry = blob::load(base)?.entry;
         let regs = user_regs_struct {
@@ -234,8 +308,9 @@ impl Bootstrap<'_> {
         };
         stopped.set_regs(&regs)?;
         infected.tracee = Tracee::Serving(stopped.cont_without_signal()?);
-        infected.await_done()?;
-        Ok(infected)
+        let answers = infected.answer(first)?;
+        answers.result(close).during("closing the parasite's memory", Subject::Fd(infected.pid, remote_fd))?;
+        Ok((infected, answers))
     }
 
     /// After a failed step: from the syscall stop in a stub back to where the tracee was.
@@ -243,8 +318,9 @@ impl Bootstrap<'_> {
         stopped.interrupt_next()?;
         let stopped = stopped.cont_without_signal()?.settle()?;
         stopped.set_sigmask(self.original.sigmask)?;
-        stopped.set_regs(&self.original.regs)?;
+        stopped.set_regs(&self.going_on)?;
         self.room.put_back(&self.mem, self.entry.pid)?;
+        super::send_owed_stop(self.owed_stop, self.entry.pid);
         stopped.release()
     }
 }

@@ -1,8 +1,10 @@
 //! Running code in a tracee: the parasite's way in, its batches, its way out.
 //!
-//! 1. Four calls run from stubs in the vDSO's tail: memfd_create, mmap, mprotect, close. Each stub undoes its step if the tracer dies.
-//! 2. The controller fetches the memfd, maps it too and fills it: the blob, the header, the victim's registers.
-//! 3. One SETREGS sends the tracee to the parasite, which saves the extended state and waits for batches.
+//! 1. Three calls run from stubs in the vDSO's tail: memfd_create, mmap, mprotect. Each stub undoes its step and those before if the tracer
+//!    dies.
+//! 2. The controller fetches the memfd, maps it too and fills it: the blob, the header, the victim's registers, the first batch.
+//! 3. One SETREGS sends the tracee to the parasite, which saves the extended state, runs the first batch, whose last call closes the memfd,
+//!    and waits for more.
 //! 4. [`Infected::cure`] gives the extended state back, sends the tracee through the exit stub, which unmaps the region, and stops it
 //!    before it runs an instruction of its own, to set its original registers: the kernel's own restart of an interrupted call then works.
 //!
@@ -11,6 +13,7 @@
 pub mod batch;
 mod blob;
 mod enter;
+pub mod rest;
 pub mod restart;
 pub mod rseq;
 mod stub;
@@ -32,7 +35,7 @@ use crate::wire::{self, Header};
 use batch::{Answers, Ask, Batch};
 use stub::{Room, Slot, WayBack};
 
-pub use enter::{Entry, open_mem};
+pub use enter::{Entry, nothing_left, open_mem};
 pub use stub::Place;
 
 /// All signals blocked; SIGKILL and SIGSTOP cannot be.
@@ -77,6 +80,8 @@ pub struct Infected {
     memfd: OwnedFd,
     room: Room,
     original: ThreadState,
+    /// What the thread goes on with after a cure: `original`, or the rest of a call that the stop cut short.
+    going_on: user_regs_struct,
     /// A SIGSTOP that came meanwhile; it is sent again at the release.
     owed_stop: bool,
 }
@@ -139,15 +144,20 @@ impl Infected {
 
     /// Posts a batch and lets the tracee run; [`answer`](Infected::answer) collects it. Batches of several tracees run at the same time this way.
     pub fn post(&mut self, batch: &Batch) -> Result<()> {
-        if wire::ARENA_OFFSET + batch.size() as u64 > wire::HOLD_OFFSET {
-            return Err(Error::failed(format!("a batch of {} bytes does not fit the region", batch.size())));
-        }
-        self.write(wire::ARENA_OFFSET, &batch.encode(self.base, wire::ARENA_OFFSET))?;
-        self.write(BATCH_AT, &Self::span(wire::ARENA_OFFSET, batch.len()))?;
+        self.place_batch(batch)?;
         let stopped = self.take_stopped()?;
         self.state()?.store(wire::REQUEST, Ordering::Release);
         self.tracee = Tracee::Serving(stopped.cont_without_signal()?);
         Ok(())
+    }
+
+    /// Puts a batch where the parasite finds it at the next request.
+    fn place_batch(&self, batch: &Batch) -> Result<()> {
+        if wire::ARENA_OFFSET + batch.size() as u64 > wire::HOLD_OFFSET {
+            return Err(Error::failed(format!("a batch of {} bytes does not fit the region", batch.size())));
+        }
+        self.write(wire::ARENA_OFFSET, &batch.encode(self.base, wire::ARENA_OFFSET))?;
+        self.write(BATCH_AT, &Self::span(wire::ARENA_OFFSET, batch.len()))
     }
 
     fn take_stopped(&mut self) -> Result<Stopped> {
@@ -265,13 +275,41 @@ impl Infected {
     }
 
     /// Puts everything back and yields the tracee in a stop, about to go on with what it was doing.
-    pub fn cure(self) -> Result<Stopped> {
-        let original = self.original.clone();
-        self.leave_as(&original)
+    pub fn cure(mut self) -> Result<Stopped> {
+        self.cure_now()
+    }
+
+    fn cure_now(&mut self) -> Result<Stopped> {
+        let last = ThreadState { regs: self.going_on, ..self.original.clone() };
+        let stopped = self.leave(&last)?;
+        let unused = rest::unused(self.room.rests(), &last.regs, &enter::stack(&self.mem, &last.regs));
+        rest::clear(&self.mem, self.pid, &unused)?;
+        Ok(stopped)
+    }
+
+    /// The last resort: undoes, as the parasite would without a controller, and cures.
+    fn give_up(&mut self) -> Result<()> {
+        if matches!(self.tracee, Tracee::Serving(_)) {
+            self.await_done()?;
+        }
+        let undo = self.read(UNDO_AT, 16);
+        if undo.get(8..).is_some_and(|calls| calls != [0; 8]) {
+            self.write(BATCH_AT, &undo)?;
+            let stopped = self.take_stopped()?;
+            self.state()?.store(wire::REQUEST, Ordering::Release);
+            self.tracee = Tracee::Serving(stopped.cont_without_signal()?);
+            self.await_done()?;
+            self.clear_undo()?;
+        }
+        self.cure_now()?.release()
     }
 
     /// Takes the parasite away and gives the thread the state `last`: its own after a dump, the recorded one after a restore.
     pub fn leave_as(mut self, last: &ThreadState) -> Result<Stopped> {
+        self.leave(last)
+    }
+
+    fn leave(&mut self, last: &ThreadState) -> Result<Stopped> {
         let stopped = self.take_stopped()?;
         stopped.set_xstate(&last.xstate)?;
         let mut regs = last.regs;
@@ -280,7 +318,7 @@ impl Infected {
         regs.rax = libc::SYS_munmap as u64;
         (regs.rdi, regs.rsi) = (self.base, wire::REGION_SIZE);
         stopped.set_regs(&regs)?;
-        let (stopped, result) = enter::run_call(stopped)?;
+        let (stopped, result) = enter::run_call(stopped, &mut self.owed_stop)?;
         if result != 0 {
             return Err(Error::unexpected(
                 format!("unmapping the parasite from process {}", self.pid),
@@ -294,10 +332,7 @@ impl Infected {
         stopped.set_sigmask(last.sigmask)?;
         stopped.set_regs(&last.regs)?;
         self.room.put_back(&self.mem, self.pid)?;
-        if self.owed_stop {
-            // A plain kill(2): the signal was sent to the process and had not been seen by anyone yet.
-            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.pid.0), nix::sys::signal::Signal::SIGSTOP);
-        }
+        send_owed_stop(self.owed_stop, self.pid);
         Ok(stopped)
     }
 
@@ -335,8 +370,7 @@ impl Infected {
     }
 
     fn place_exit_stub(&self) -> Result<()> {
-        let back =
-            WayBack { regs: restart::without_kernel_restart(&self.original.regs), sigmask: self.original.sigmask };
+        let back = WayBack { regs: restart::without_kernel_restart(&self.going_on), sigmask: self.original.sigmask };
         // The exit stub's first call is the unmapping, with registers that the parasite, or the controller, loads for it.
         let exit_stub = self.room.place(&self.mem, self.pid, Slot::Exit, &[], &back)?;
         let regs = &back.regs;
@@ -347,6 +381,29 @@ impl Infected {
     /// The memfd of the region, for children that are to share it.
     pub fn memfd(&self) -> &OwnedFd {
         &self.memfd
+    }
+}
+
+impl Drop for Infected {
+    fn drop(&mut self) {
+        if matches!(self.tracee, Tracee::Lost) {
+            return;
+        }
+        if let Err(error) = self.give_up() {
+            // The parasite, without a controller, does the same; only its entry code stays behind.
+            tracing::debug!(pid = self.pid.0, %error, "curing as the last resort");
+        }
+    }
+}
+
+/// A SIGSTOP that was taken from a process is sent again, unless a SIGCONT has come since. A plain kill(2): the signal was sent to the process
+/// and had not been seen by anyone yet.
+fn send_owed_stop(owed: bool, pid: Pid) {
+    let continued = |status: crate::procfs::Status| {
+        (status.signals.pending | status.signals.shared_pending) & (1 << (libc::SIGCONT - 1)) != 0
+    };
+    if owed && !crate::procfs::Status::read(pid).is_ok_and(continued) {
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.0), nix::sys::signal::Signal::SIGSTOP);
     }
 }
 

@@ -11,11 +11,12 @@ use std::os::unix::fs::FileExt;
 use goblin::elf::Elf;
 use libc::user_regs_struct;
 
+use super::rest;
 use crate::error::{Context, Error, Result, Subject};
 use crate::ids::{Pid, RemoteAddr};
 
-/// Bytes of one stub, at most; [`assemble`] checks it.
-const SLOT: u64 = 256;
+/// Bytes of one stub, at most; [`Room::place`] checks it.
+const SLOT: u64 = 208;
 /// Two slots that bootstrap calls use in turn, so that the one that is running is never written; one for the way out.
 const SLOTS: u64 = 3;
 
@@ -50,6 +51,8 @@ pub struct Room {
     start: u64,
     /// What the tail held, all zero, to be put back.
     original: Vec<u8>,
+    /// Where the stubs go that a victim keeps, see `rest`; empty where the tail is too short for them.
+    rests: Vec<u64>,
 }
 
 /// Where there may be room for the stubs.
@@ -62,7 +65,7 @@ pub enum Place {
 }
 
 impl Room {
-    /// Finds room in the first place that has it: 768 unused bytes at the end.
+    /// Finds room in the first place that has it: 624 unused bytes at the end, and 256 more for the rests of calls where there are any.
     pub fn find(mem: &File, pid: Pid, places: &[Place]) -> Result<Room> {
         for place in places {
             let room = match place {
@@ -101,7 +104,11 @@ impl Room {
         let needed = usize::try_from(SLOT * SLOTS).ok()?;
         let tail = bytes.get(at..at.checked_add(needed)?)?;
         let free = tail.chunks(SLOT as usize).all(is_free);
-        free.then(|| Room { start: start + at as u64, original: vec![0; needed] })
+        let rests = bytes.get(at + needed..)?.chunks_exact(rest::SIZE).take(2).enumerate();
+        let first = start + (at + needed) as u64;
+        let rests = rests.filter(|(_, bytes)| rest::is_free(bytes)).map(|(n, _)| first + (n * rest::SIZE) as u64);
+        let rests = rests.collect();
+        free.then(|| Room { start: start + at as u64, original: vec![0; needed], rests })
     }
 
     /// The address of a slot.
@@ -125,9 +132,20 @@ impl Room {
         mem.write_all_at(&self.original, self.start).during("putting the vDSO back", Subject::Pid(pid))
     }
 
+    /// Whether a stub lies at this address that a controller has left behind, if any does.
+    pub fn holds(&self, address: u64) -> bool {
+        (self.start..self.start + SLOT * SLOTS).contains(&address)
+    }
+
+    /// The addresses of the slots of [`rest::SIZE`] bytes for the rests of calls.
+    pub fn rests(&self) -> &[u64] {
+        &self.rests
+    }
+
     /// The vDSO was moved by this many bytes (a restore puts it where it was recorded).
     pub fn moved(&mut self, by: i64) {
         self.start = self.start.wrapping_add_signed(by);
+        self.rests.iter_mut().for_each(|at| *at = at.wrapping_add_signed(by));
     }
 }
 

@@ -181,11 +181,7 @@ impl Stash {
             let remote: Vec<RemoteRange> = ranges.iter().map(whole).collect();
             let (now, later) = rest.split_at_mut(usize::try_from(total(ranges)).unwrap_or(0).min(rest.len()));
             rest = later;
-            let got =
-                process_vm_readv(pid, &remote, now).map_err(|errno| Error::of_pid("reading the memory", pid, errno))?;
-            if got != now.len() {
-                return Err(Error::unexpected(format!("the memory of process {pid}"), "a page vanished"));
-            }
+            read(pid, &remote, now)?;
         }
         self.used = place.end;
         Ok(Some(place))
@@ -200,6 +196,58 @@ impl Stash {
             write(file, block, n as u64 * BLOCK)?;
         }
         Ok(Digest::from_blocks(bytes.len() as u64, &digests))
+    }
+}
+
+/// Fills a buffer from the ranges (at most 1024, as long as the buffer together).
+///
+/// process_vm_readv stops at a page that the task itself may not read; a tracer is given it through /proc/PID/mem all the same.
+fn read(pid: Pid, ranges: &[RemoteRange], buffer: &mut [u8]) -> Result<()> {
+    let mut memory = None;
+    let mut rest: Vec<RemoteRange> = ranges.to_vec();
+    let mut done = 0;
+    while done < buffer.len() {
+        match process_vm_readv(pid, &rest, &mut buffer[done..]) {
+            Err(Errno::EFAULT) | Ok(0) => {
+                let Some(first) = rest.first() else {
+                    return Err(Error::unexpected(format!("the memory of process {pid}"), "a page vanished"));
+                };
+                let file = match &memory {
+                    Some(file) => file,
+                    None => memory.insert(open_mem(pid)?),
+                };
+                let page = usize::try_from(PAGE - first.addr.0 % PAGE).unwrap_or(0).min(first.len);
+                let piece = &mut buffer[done..done + page];
+                file.read_exact_at(piece, first.addr.0).during("reading the memory", Subject::Pid(pid))?;
+                done += page;
+                advance(&mut rest, page);
+            }
+            Ok(count) => {
+                done += count;
+                advance(&mut rest, count);
+            }
+            Err(errno) => return Err(Error::of_pid("reading the memory", pid, errno)),
+        }
+    }
+    Ok(())
+}
+
+fn open_mem(pid: Pid) -> Result<File> {
+    let path = crate::procfs::path(pid, "mem");
+    File::open(&path).during("opening", Subject::Path(path.clone()))
+}
+
+/// Takes the first `count` bytes off the ranges.
+fn advance(ranges: &mut Vec<RemoteRange>, count: usize) {
+    let mut left = count;
+    while let Some(first) = ranges.first_mut() {
+        if first.len > left {
+            first.addr.0 += left as u64;
+            first.len -= left;
+            return;
+        }
+        left -= first.len;
+        ranges.remove(0);
     }
 }
 
@@ -253,12 +301,8 @@ impl Job<'_> {
         let mut done = 0;
         while done < bytes.len() {
             let (remote, len) = self.remote(at + done as u64, bytes.len() - done);
-            let got = process_vm_readv(self.pid, &remote, &mut bytes[done..done + len])
-                .map_err(|errno| Error::of_pid("reading the memory", self.pid, errno))?;
-            if got == 0 {
-                return Err(Error::unexpected(format!("the memory of process {}", self.pid), "a page vanished"));
-            }
-            done += got;
+            read(self.pid, &remote, &mut bytes[done..done + len])?;
+            done += len;
         }
         Ok(())
     }

@@ -178,7 +178,7 @@ pub fn plan(images: &Images, dir: &Path) -> Result<Plan> {
     for ctty in images.own.iter().flat_map(|own| &own.cttys) {
         let (Some(leader), Some(tty)) = (ctty.sid, ctty.tty_info_id) else { continue };
         if let Some(pgid) = ctty.foreground_pgrp.filter(|pgid| *pgid != 0) {
-            steps.push(Step::SetForeground { leader, tty, pgid });
+            sessions::foreground(&tasks, leader, tty, pgid, &mut steps);
         }
     }
     for task in tasks.in_order() {

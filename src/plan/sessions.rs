@@ -163,3 +163,17 @@ pub(super) fn groups(tasks: &Tasks, dir: &Path, steps: &mut Vec<Step>) -> Result
     }
     Ok(())
 }
+
+/// Adds the steps that make a group the foreground group. A group whose last member has just been reaped may still be it: its number is held
+/// by the terminal, so that a helper has to form it once more.
+pub(super) fn foreground(tasks: &Tasks, leader: u32, tty: u32, pgid: u32, steps: &mut Vec<Step>) {
+    let exists = tasks.in_order().any(|task| task.pgid == pgid);
+    if !exists {
+        steps.push(Step::CreateHelper { pid: pgid, maker: leader });
+        steps.push(Step::JoinGroup { pid: pgid, pgid });
+    }
+    steps.push(Step::SetForeground { leader, tty, pgid });
+    if !exists {
+        steps.push(Step::EndHelper { pid: pgid, maker: leader });
+    }
+}

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
-use super::{lines, lossy, number, read, read_optional, readlink, words};
+use super::{key_value, lines, lossy, number, read, read_optional, readlink, words};
 use crate::error::{Error, Result};
 use crate::ids::Pid;
 use crate::sys::process::attributes::{Rlimit, prlimit};
@@ -31,6 +31,17 @@ impl Auxv {
     pub fn get(&self, kind: u64) -> Option<u64> {
         self.0.iter().find(|(entry, _)| *entry == kind).map(|(_, value)| *value)
     }
+}
+
+/// The most physical memory that a process has had so far, in KiB (VmHWM); none for a zombie and a kernel thread.
+pub fn peak_memory_kib(pid: Pid) -> Result<Option<u64>> {
+    let text = read("reading the status", pid, "status")?;
+    Ok(parse_peak_memory_kib(&text))
+}
+
+fn parse_peak_memory_kib(text: &[u8]) -> Option<u64> {
+    let (_, value) = lines(text).filter_map(key_value).find(|(key, _)| *key == b"VmHWM")?;
+    number(value.strip_suffix(b" kB")?, 10)
 }
 
 /// What [`syscall`] says.
@@ -221,6 +232,13 @@ mod tests {
 
     fn me() -> Pid {
         Pid(std::process::id() as i32)
+    }
+
+    #[test]
+    fn the_peak_is_a_line_of_the_status() {
+        assert_eq!(parse_peak_memory_kib(b"VmPeak:\t   90 kB\nVmHWM:\t    4096 kB\n"), Some(4096));
+        assert_eq!(parse_peak_memory_kib(b"Name:\tx\n"), None);
+        assert!(peak_memory_kib(me()).unwrap().is_some());
     }
 
     #[test]

@@ -113,7 +113,7 @@ impl Stat {
 
     /// The stat of one thread; `pid` in it is the thread's id.
     pub fn read_thread(pid: Pid, tid: Tid) -> Result<Stat> {
-        let bytes = std::fs::read(thread_path(pid, tid, "stat"));
+        let bytes = super::whole(&thread_path(pid, tid, "stat"));
         Stat::parse(&bytes.map_err(|error| failure("reading the stat of a thread", pid, &error))?)
     }
 

@@ -73,7 +73,7 @@ impl Status {
     }
 
     pub fn read_thread(pid: Pid, tid: Tid) -> Result<Status> {
-        let bytes = std::fs::read(thread_path(pid, tid, "status"));
+        let bytes = super::whole(&thread_path(pid, tid, "status"));
         Status::parse(&bytes.map_err(|error| failure("reading the status of a thread", pid, &error))?)
     }
 

@@ -27,7 +27,7 @@ pub fn threads(pid: Pid) -> Result<Vec<Tid>> {
 pub fn children(pid: Pid) -> Result<Vec<Pid>> {
     let mut children = Vec::new();
     for tid in threads(pid)? {
-        match std::fs::read(thread_path(pid, tid, "children")) {
+        match super::whole(&thread_path(pid, tid, "children")) {
             Ok(text) => children.extend(parse_children(&text)?),
             // The thread has ended, or there is no such file at all.
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {

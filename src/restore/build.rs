@@ -25,6 +25,8 @@ pub struct Inherited {
     pub limits: [(u64, u64); 16],
     pub last_cap: u32,
     pub credentials: pb::CredsEntry,
+    /// Bits of the processors that it may run on.
+    pub affinity: Vec<u8>,
 }
 
 /// Builds a task up to the point where only its registers are missing.
@@ -34,14 +36,15 @@ pub fn build(stub: &mut Stub, images: &Images, plan: &Plan, shared: &Made, inher
     let core = images.cores.get(&pid).ok_or_else(missing)?;
     let mm = images.mm.get(&pid).ok_or_else(missing)?;
     clear(stub, images, pid)?;
+    set_layout(stub, plan, mm)?;
     map(stub, images, plan, shared, mm)?;
     read(stub, images, plan, pid)?;
-    finish_memory(stub, images, plan, mm)?;
+    finish_memory(stub, images, mm)?;
     attributes(stub, images, plan, core, inherited)?;
     descriptors(stub, images, plan, pid)?;
     identity_last(stub, images, core, inherited)?;
     let own = images.own_task(pid).cloned().unwrap_or_default();
-    identity::restore_oom_score(stub.pid, &own)
+    identity::restore_outside(stub.pid, &own)
 }
 
 fn run(stub: &mut Stub, batch: Batch, operation: &'static str) -> Result<()> {
@@ -172,10 +175,15 @@ fn read(stub: &mut Stub, images: &Images, plan: &Plan, pid: u32) -> Result<()> {
     Ok(())
 }
 
-fn finish_memory(stub: &mut Stub, images: &Images, plan: &Plan, mm: &pb::MmEntry) -> Result<()> {
+fn finish_memory(stub: &mut Stub, images: &Images, mm: &pb::MmEntry) -> Result<()> {
     let runs = runs(images, stub.pid)?;
     let vmas = mm.vmas.iter().filter(|vma| memory::is_made(vma));
-    run_all(stub, vmas, "protecting memory", |batch, vma| memory::finish(batch, vma, memory::content(vma, runs)))?;
+    run_all(stub, vmas, "protecting memory", |batch, vma| memory::finish(batch, vma, memory::content(vma, runs)))
+}
+
+/// Sets the fields of the mm, before anything is mapped: the program link cannot be changed while the old program is mapped (EBUSY), and the task
+/// may have been one of this very program. The kernel does not ask whether there is anything at the addresses (kernel/sys.c).
+fn set_layout(stub: &mut Stub, plan: &Plan, mm: &pb::MmEntry) -> Result<()> {
     let exe = plan.slots.files.get(&mm.exe_file_id).copied();
     let mut batch = Batch::new();
     memory::set_mm(&mut batch, mm, exe);
@@ -214,6 +222,9 @@ fn attributes(
         batch.must(libc::SYS_umask, [u64::from(fs.umask.unwrap_or(0o022)).into()]);
     }
     threads(&mut batch, images, core, pid);
+    if let Some(own) = images.own_thread(pid) {
+        identity::restore_affinity(&mut batch, own, &inherited.affinity);
+    }
     run(stub, batch, "setting the attributes")
 }
 
@@ -262,8 +273,9 @@ fn identity_last(stub: &mut Stub, images: &Images, core: &pb::CoreEntry, inherit
     let creds = core.thread_core.as_ref().and_then(|thread| thread.creds.as_ref()).or_else(|| images.creds.get(&pid));
     let Some(creds) = creds else { return Ok(()) };
     let mode = if same(creds, &inherited.credentials) { Credentials::Inherited } else { Credentials::Set };
+    let ambient = images.own_thread(pid).and_then(|own| own.cap_ambient).unwrap_or(0);
     let mut batch = Batch::new();
-    identity::restore_credentials(&mut batch, core, creds, &own, mode, inherited.last_cap);
+    identity::restore_credentials(&mut batch, core, creds, &own, mode, ambient, inherited.last_cap);
     run(stub, batch, "setting the credentials")
 }
 

@@ -4,6 +4,7 @@
 //! images are untouched.
 
 mod build;
+mod stop;
 mod stubs;
 
 use std::collections::BTreeSet;
@@ -20,12 +21,14 @@ use crate::image::{Images, Kind, pb};
 use crate::inject::batch::{Ask, Batch};
 use crate::mem::shared::Made;
 use crate::plan::{Birth, Plan, Step, plan};
-use crate::procfs::{Stat, State, Status};
+use crate::procfs::{Stat, Status};
+use crate::sys::process::attributes::sched_getaffinity;
 use crate::sys::tty;
 use crate::task::record::STOPPED;
 use crate::tty::restore::{IndexPolicy, Pairs};
 
 use build::Inherited;
+use stop::{await_stop, stop_action};
 use stubs::Stubs;
 
 /// What the user asked for.
@@ -41,9 +44,14 @@ pub struct Report {
     pub root: Pid,
     pub tasks: usize,
     pub terminals: usize,
+    /// Microseconds from the creation of the first task until the last one runs.
+    pub frozen_us: u64,
+    /// Microseconds of the whole restore, without the reading of the images.
     pub total_us: u64,
     pub pages: u64,
     pub bytes: u64,
+    /// The most physical memory that this process has had, in KiB; absent where the kernel does not tell.
+    pub controller_peak_kib: Option<u64>,
     /// Pseudoterminals that have another index now: recorded and present.
     pub moved: Vec<(u32, u32)>,
 }
@@ -65,6 +73,16 @@ pub fn load(request: &Request) -> Result<(Images, Plan)> {
 
 /// Brings the session back.
 pub fn restore(request: &Request, images: &Images, plan: &Plan) -> Result<Restored> {
+    restore_with(request, images, plan, &mut |_, _| ())
+}
+
+/// As [`restore`]; `progress` is told each step before it is done, and how many came before it.
+pub fn restore_with(
+    request: &Request,
+    images: &Images,
+    plan: &Plan,
+    progress: &mut dyn FnMut(usize, &Step),
+) -> Result<Restored> {
     let start = Instant::now();
     refuse_taken(images)?;
     raise_descriptor_limit();
@@ -82,11 +100,16 @@ pub fn restore(request: &Request, images: &Images, plan: &Plan) -> Result<Restor
         let id = images.pagemaps.get(pid).map_or(*pid, |pagemap| pagemap.head.pages_id);
         execution.opened.open_pages(&request.dir.join(Kind::Pages(id).name()), *slot)?;
     }
-    for step in &plan.steps {
+    let mut created = None;
+    for (done, step) in plan.steps.iter().enumerate() {
         tracing::debug!(%step, "step");
+        progress(done, step);
+        if matches!(step, Step::Create { .. }) {
+            created.get_or_insert_with(Instant::now);
+        }
         execution.run(step).map_err(|error| name_step(step, error))?;
     }
-    Ok(execution.succeed(start))
+    Ok(execution.succeed(start, created.unwrap_or(start)))
 }
 
 /// Adds the step to errors that do not say enough by themselves.
@@ -140,29 +163,15 @@ fn inherited() -> Result<Inherited> {
     let us = Pid(std::process::id() as i32);
     let status = Status::read(us)?;
     let rlimits = crate::procfs::attributes::limits(us)?;
-    let words = |set: u64| vec![set as u32, (set >> 32) as u32];
     let last_cap = std::fs::read_to_string("/proc/sys/kernel/cap_last_cap")
         .ok()
         .and_then(|text| text.trim().parse().ok())
         .unwrap_or(40);
-    let credentials = pb::CredsEntry {
-        uid: status.uid.real,
-        gid: status.gid.real,
-        euid: status.uid.effective,
-        egid: status.gid.effective,
-        suid: status.uid.saved,
-        sgid: status.gid.saved,
-        fsuid: status.uid.fs,
-        fsgid: status.gid.fs,
-        cap_inh: words(status.capabilities.inheritable),
-        cap_prm: words(status.capabilities.permitted),
-        cap_eff: words(status.capabilities.effective),
-        cap_bnd: words(status.capabilities.bounding),
-        secbits: 0,
-        groups: status.groups,
-        ..Default::default()
-    };
-    Ok(Inherited { limits: rlimits.map(|limit| (limit.soft, limit.hard)), last_cap, credentials })
+    // The secure bits of this very process: 0 is what everybody starts with.
+    let credentials = crate::task::identity::credentials(&status, 0);
+    let affinity = sched_getaffinity(us.into()).during("asking for the affinity", Subject::None)?;
+    let limits = rlimits.map(|limit| (limit.soft, limit.hard));
+    Ok(Inherited { limits, last_cap, credentials, affinity })
 }
 
 struct Execution<'a> {
@@ -366,7 +375,7 @@ impl Execution<'_> {
         await_stop(stub.pid, send)
     }
 
-    fn succeed(self, start: Instant) -> Restored {
+    fn succeed(self, start: Instant, created: Instant) -> Restored {
         let Execution { images, plan, mut pairs, stubs, .. } = self;
         stubs.succeed();
         let pages = images.pagemaps.values().flat_map(|map| &map.entries).map(pb::PagemapEntry::pages).sum();
@@ -374,9 +383,11 @@ impl Execution<'_> {
             root: Pid(plan.root as i32),
             tasks: images.pstree.len(),
             terminals: images.tty_info.len(),
-            total_us: u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX),
+            frozen_us: micros(created),
+            total_us: micros(start),
             pages,
             bytes: pages * crate::mem::pages::PAGE,
+            controller_peak_kib: crate::dump::peak_memory_kib(),
             moved: pairs.moved().collect(),
         };
         let master = plan.outside.and_then(|index| pairs.take_master(index));
@@ -384,36 +395,10 @@ impl Execution<'_> {
     }
 }
 
+fn micros(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
+}
+
 fn state(images: &Images, pid: u32) -> u32 {
     images.cores.get(&pid).and_then(|core| core.tc.as_ref()).map_or(0, |task| task.task_state)
-}
-
-/// Whether a stop signal would still stop the task: default action, not blocked.
-fn stop_action(core: &pb::CoreEntry, signal: i32) -> bool {
-    let Some(task) = &core.tc else { return false };
-    let blocked = task.blk_sigset & (1 << (signal - 1).max(0)) != 0;
-    let default = crate::task::signals::settable()
-        .zip(&task.sigactions)
-        .find(|(number, _)| *number == signal)
-        .is_none_or(|(_, action)| action.sigaction == 0);
-    default && !blocked
-}
-
-/// Waits until a task that was let go has stopped; a signal that did not stop it is followed by one that does.
-fn await_stop(pid: Pid, send: impl Fn(i32) -> Result<()>) -> Result<()> {
-    let start = Instant::now();
-    let mut insisted = false;
-    loop {
-        if Stat::read(pid)?.state == State::Stopped {
-            return Ok(());
-        }
-        if !insisted && start.elapsed().as_millis() > 50 {
-            insisted = true;
-            send(libc::SIGSTOP)?;
-        }
-        if start.elapsed().as_secs() > 5 {
-            return Err(Error::failed(format!("process {pid} did not stop again")));
-        }
-        std::thread::yield_now();
-    }
 }

@@ -8,7 +8,7 @@ use crate::ids::{Pid, Tid};
 use crate::image::Images;
 use crate::inject::batch::{Ask, Batch};
 use crate::inject::restart::Pending;
-use crate::inject::{Entry, Infected, Placement, open_mem, rseq};
+use crate::inject::{Entry, Infected, Placement, nothing_left, open_mem, rseq};
 use crate::mem::{self, layout};
 use crate::plan::Birth;
 use crate::procfs::{self, Mapping};
@@ -175,6 +175,14 @@ fn infect(pid: Pid, pidfd: &OwnedFd, stopped: Stopped, mm: Option<&crate::image:
     }
     Infected::infect(
         stopped,
-        &Entry { pid, pidfd, places: mem::places(&mappings), base, placement, pending: Pending::Nothing },
+        &Entry {
+            pid,
+            pidfd,
+            places: mem::places(&mappings),
+            base,
+            placement,
+            pending: Pending::Nothing,
+            left: &nothing_left,
+        },
     )
 }

@@ -7,6 +7,7 @@ use crate::error::{Context, Result, Subject};
 use crate::ids::Pid;
 use crate::image::pb;
 use crate::inject::batch::{Answers, Batch, Buffer, CallId};
+use crate::procfs::Status;
 
 /// SECBIT_KEEP_CAPS | SECBIT_NO_SETUID_FIXUP: while the identity is being put together, no uid change may drop a capability.
 const SECBITS_WHILE_SETTING: i32 = (1 << 4) | (1 << 2);
@@ -136,10 +137,50 @@ pub fn restore_attributes(batch: &mut Batch, core: &pb::CoreEntry, own: &pb::Pty
     if own.thp_disabled == Some(true) {
         batch.must(libc::SYS_prctl, [PR_SET_THP_DISABLE.into(), 1u64.into()]);
     }
+    restore_scheduling(batch, core);
     let nice = own.nice.unwrap_or(0);
     batch.must(libc::SYS_setpriority, [u64::from(libc::PRIO_PROCESS).into(), 0u64.into(), nice.into()]);
     if let Some(ioprio) = own.ioprio.filter(|ioprio| *ioprio != 0) {
         batch.call(libc::SYS_ioprio_set, [1u64.into(), 0u64.into(), u64::from(ioprio).into()]);
+    }
+}
+
+/// Policy and priority, where they are not the ordinary ones that every task starts with.
+fn restore_scheduling(batch: &mut Batch, core: &pb::CoreEntry) {
+    let Some(thread) = &core.thread_core else { return };
+    let (policy, priority) = (thread.sched_policy.unwrap_or(0), thread.sched_prio.unwrap_or(0));
+    if policy != 0 {
+        let parameter = batch.input(&priority.to_ne_bytes());
+        batch.must(libc::SYS_sched_setscheduler, [0u64.into(), u64::from(policy).into(), parameter.into()]);
+    }
+}
+
+/// Adds the call that sets the processors to run on, where they are not those of the restore (`current`) anyway.
+pub fn restore_affinity(batch: &mut Batch, own: &pb::PtyagentThread, current: &[u8]) {
+    let Some(recorded) = own.cpu_affinity.as_deref().filter(|recorded| *recorded != current) else { return };
+    let mask = batch.input(recorded);
+    batch.must(libc::SYS_sched_setaffinity, [0u64.into(), recorded.len().into(), mask.into()]);
+}
+
+/// The credentials of a process, from its status and its secure bits, which prctl alone tells.
+pub fn credentials(status: &Status, secbits: u32) -> pb::CredsEntry {
+    let words = |set: u64| vec![set as u32, (set >> 32) as u32];
+    pb::CredsEntry {
+        uid: status.uid.real,
+        gid: status.gid.real,
+        euid: status.uid.effective,
+        egid: status.gid.effective,
+        suid: status.uid.saved,
+        sgid: status.gid.saved,
+        fsuid: status.uid.fs,
+        fsgid: status.gid.fs,
+        cap_inh: words(status.capabilities.inheritable),
+        cap_prm: words(status.capabilities.permitted),
+        cap_eff: words(status.capabilities.effective),
+        cap_bnd: words(status.capabilities.bounding),
+        secbits,
+        groups: status.groups.clone(),
+        ..Default::default()
     }
 }
 
@@ -158,12 +199,14 @@ pub fn restore_credentials(
     creds: &pb::CredsEntry,
     own: &pb::PtyagentTask,
     mode: Credentials,
+    ambient: u64,
     last_cap: u32,
 ) {
     if mode == Credentials::Set {
         set_ids(batch, creds);
         set_capabilities(batch, creds, last_cap);
     }
+    set_ambient(batch, ambient);
     if own.no_new_privs == Some(true) {
         batch.must(
             libc::SYS_prctl,
@@ -204,8 +247,26 @@ fn set_capabilities(batch: &mut Batch, creds: &pb::CredsEntry, last_cap: u32) {
     batch.must(libc::SYS_capset, [header.into(), data.into()]);
 }
 
-/// The oom score is written from outside, where a privileged restore may lower it.
-pub fn restore_oom_score(pid: Pid, own: &pb::PtyagentTask) -> Result<()> {
+/// Ambient capabilities are a subset of the permitted and inheritable ones, so they come after these. prctl(2) PR_CAP_AMBIENT, Linux 4.3.
+fn set_ambient(batch: &mut Batch, wanted: u64) {
+    let mut ambient = |operation: i32, cap: u64| {
+        batch.must(
+            libc::SYS_prctl,
+            [libc::PR_CAP_AMBIENT.into(), operation.into(), cap.into(), 0u64.into(), 0u64.into()],
+        );
+    };
+    ambient(libc::PR_CAP_AMBIENT_CLEAR_ALL, 0);
+    for cap in (0..64u64).filter(|cap| wanted & (1 << cap) != 0) {
+        ambient(libc::PR_CAP_AMBIENT_RAISE, cap);
+    }
+}
+
+/// What is written from outside: the core dump filter, and the oom score, which a privileged restore may lower.
+pub fn restore_outside(pid: Pid, own: &pb::PtyagentTask) -> Result<()> {
+    if let Some(filter) = own.coredump_filter {
+        let path = format!("/proc/{pid}/coredump_filter");
+        std::fs::write(&path, format!("{filter:#x}")).during("setting the core dump filter", Subject::Pid(pid))?;
+    }
     let Some(wanted) = own.oom_score_adj else { return Ok(()) };
     let path = format!("/proc/{pid}/oom_score_adj");
     let current = std::fs::read_to_string(&path).during("reading the oom score", Subject::Pid(pid))?;

@@ -10,7 +10,7 @@ use crate::image::{Images, pb};
 use crate::inject::ThreadState;
 use crate::mem;
 use crate::procfs::{Auxv, Mapping, Sharing, Stat, Status};
-use crate::sys::process::attributes::{SchedAttr, get_robust_list, sched_getattr};
+use crate::sys::process::attributes::{SchedAttr, get_robust_list, sched_getaffinity, sched_getattr};
 use crate::sys::ptrace::{self, PendingQueue, RseqConfiguration};
 
 use super::identity::Identity;
@@ -35,6 +35,8 @@ pub struct Outside {
     pub rseq: Option<RseqConfiguration>,
     pub robust_list: (u64, usize),
     pub sched: SchedAttr,
+    /// Bits of the processors that it may run on.
+    pub affinity: Vec<u8>,
     pub exe: PathBuf,
     pub cwd: PathBuf,
     pub root: PathBuf,
@@ -62,6 +64,7 @@ impl Outside {
             rseq,
             robust_list: (robust.0.0, robust.1),
             sched: sched_getattr(tid).map_err(|errno| Error::of_pid("asking for the scheduling", pid, errno))?,
+            affinity: sched_getaffinity(tid).map_err(|errno| Error::of_pid("asking for the affinity", pid, errno))?,
             exe: PathBuf::from(&alive.exe),
             cwd: PathBuf::from(&alive.cwd),
             root: PathBuf::from(&alive.root),
@@ -191,7 +194,7 @@ fn core(
         sas: Some(signals.stack),
         pdeath_sig: Some(identity.pdeath_sig),
         signals_p: Some(outside.thread_pending.clone()),
-        creds: Some(creds(outside, identity)),
+        creds: Some(super::identity::credentials(&outside.status, identity.secbits)),
         comm: Some(comm),
         rseq_entry: outside.rseq.map(|rseq| pb::RseqEntry {
             rseq_abi_pointer: rseq.pointer,
@@ -213,28 +216,6 @@ fn core(
         ids: Some(ids),
         thread_core: Some(thread),
     })
-}
-
-fn creds(outside: &Outside, identity: &Identity) -> pb::CredsEntry {
-    let status = &outside.status;
-    let words = |set: u64| vec![set as u32, (set >> 32) as u32];
-    pb::CredsEntry {
-        uid: status.uid.real,
-        gid: status.gid.real,
-        euid: status.uid.effective,
-        egid: status.gid.effective,
-        suid: status.uid.saved,
-        sgid: status.gid.saved,
-        fsuid: status.uid.fs,
-        fsgid: status.gid.fs,
-        cap_inh: words(status.capabilities.inheritable),
-        cap_prm: words(status.capabilities.permitted),
-        cap_eff: words(status.capabilities.effective),
-        cap_bnd: words(status.capabilities.bounding),
-        secbits: identity.secbits,
-        groups: status.groups.clone(),
-        ..Default::default()
-    }
 }
 
 fn own_task(outside: &Outside, identity: &Identity) -> pb::PtyagentTask {
@@ -290,6 +271,7 @@ fn own_thread(outside: &Outside, state: &ThreadState, identity: &Identity) -> pb
         sched_flags: Some(outside.sched.flags),
         sched_nice: Some(outside.sched.nice),
         sched_priority: Some(outside.sched.priority),
+        cpu_affinity: Some(outside.affinity.clone()),
         cap_ambient: Some(outside.status.capabilities.ambient),
         ..Default::default()
     }

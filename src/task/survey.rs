@@ -83,6 +83,13 @@ enum MapDetail {
     Plain,
 }
 
+/// What was known before a reading.
+#[derive(Debug, Clone, Copy)]
+enum Known<'a> {
+    Nothing(MapDetail),
+    Survey(&'a Survey),
+}
+
 impl TaskFacts {
     pub fn alive(&self) -> Option<&Alive> {
         match &self.life {
@@ -126,7 +133,7 @@ pub fn survey(root: Pid, mode: SurveyMode) -> Result<Survey> {
         SurveyMode::Dump => MapDetail::Flags,
         SurveyMode::Inspect => MapDetail::Plain,
     };
-    let survey = collect(root, detail)?;
+    let survey = collect(root, enumerate(root)?, Known::Nothing(detail))?;
     for task in &survey.tasks {
         refusals::refuse_uninjectable(&survey, task)?;
     }
@@ -165,10 +172,10 @@ fn scan(root: Pid) -> Result<Vec<Pid>> {
     Ok(found)
 }
 
-fn collect(root: Pid, detail: MapDetail) -> Result<Survey> {
+fn collect(root: Pid, pids: Vec<Pid>, known: Known<'_>) -> Result<Survey> {
     let mut tasks = Vec::new();
-    for pid in enumerate(root)? {
-        match facts(pid, detail) {
+    for pid in pids {
+        match facts(pid, known) {
             Ok(task) => tasks.push(task),
             Err(Error::Gone(_)) if pid != root => {}
             Err(error) => return Err(refusals::explain_denial(pid, error)),
@@ -177,13 +184,13 @@ fn collect(root: Pid, detail: MapDetail) -> Result<Survey> {
     Ok(Survey { root, tasks })
 }
 
-fn facts(pid: Pid, detail: MapDetail) -> Result<TaskFacts> {
+fn facts(pid: Pid, known: Known<'_>) -> Result<TaskFacts> {
     let stat = Stat::read(pid)?;
     let (status, threads) = (Status::read(pid)?, tree::threads(pid)?);
     let zombie = Life::Zombie { exit_code: stat.exit_code };
     let life = match stat.state.is_dead() {
         true => zombie,
-        false => match alive(pid, detail) {
+        false => match alive(pid, known) {
             Ok(alive) => Life::Alive(Box::new(alive)),
             // It may have died since its stat was read.
             Err(error) => match Stat::read(pid)? {
@@ -200,14 +207,18 @@ fn facts_of_dead(stat: Stat, status: Status, threads: Vec<Tid>) -> Result<TaskFa
     Ok(TaskFacts { pid: stat.pid, stat, status, threads, life })
 }
 
-fn alive(pid: Pid, detail: MapDetail) -> Result<Alive> {
-    let maps = match detail {
-        MapDetail::Flags => maps::read_with_flags(pid)?,
-        MapDetail::Plain => maps::read(pid)?,
+fn alive(pid: Pid, known: Known<'_>) -> Result<Alive> {
+    let maps = match known {
+        Known::Nothing(MapDetail::Flags) => maps::read_with_flags(pid)?,
+        Known::Nothing(MapDetail::Plain) | Known::Survey(_) => maps::read(pid)?,
+    };
+    let before = match known {
+        Known::Nothing(_) => None,
+        Known::Survey(survey) => survey.task(pid).and_then(TaskFacts::alive),
     };
     Ok(Alive {
         maps,
-        descriptors: descriptors(pid)?,
+        descriptors: descriptors(pid, before.map_or(&[], |before| &before.descriptors))?,
         namespaces: Namespaces::read(pid)?,
         auxv: Auxv::read(pid)?,
         exe: procfs::readlink("reading the program's path", pid, "exe")?,
@@ -221,10 +232,13 @@ fn alive(pid: Pid, detail: MapDetail) -> Result<Alive> {
     })
 }
 
-fn descriptors(pid: Pid) -> Result<Vec<Descriptor>> {
+fn descriptors(pid: Pid, before: &[Descriptor]) -> Result<Vec<Descriptor>> {
     let mut descriptors = Vec::new();
     for fd in fdinfo::list(pid)? {
-        descriptors.extend(Descriptor::read(pid, fd)?);
+        descriptors.extend(match before.iter().find(|descriptor| descriptor.fd == fd) {
+            Some(before) => Descriptor::read_again(pid, before)?,
+            None => Descriptor::read(pid, fd)?,
+        });
     }
     Ok(descriptors)
 }
@@ -258,7 +272,8 @@ pub struct Recheck {
 ///
 /// The flags of the mappings are not read again; new mappings have none.
 pub fn recheck(before: &Survey) -> Result<Recheck> {
-    let mut fresh = collect(before.root, MapDetail::Plain)?;
+    // One scan is enough: what is stopped makes no children.
+    let mut fresh = collect(before.root, scan(before.root)?, Known::Survey(before))?;
     let mut changes = Vec::new();
     for task in &mut fresh.tasks {
         match before.task(task.pid) {

@@ -12,7 +12,7 @@ pub struct TaskSnapshot {
     pub stat: Stat,
     /// By descriptor number: where it leads, and its fdinfo.
     pub fds: BTreeMap<i32, (String, String)>,
-    /// By thread: SigQ and the signal sets of its status file, and its seccomp and tracer lines.
+    /// By thread: the signal sets of its status file, and its seccomp and tracer lines.
     pub threads: BTreeMap<i32, Vec<String>>,
 }
 
@@ -62,7 +62,9 @@ pub fn snapshot(pid: i32) -> TaskSnapshot {
     let threads = numbers("task").into_iter().map(|tid| {
         let status = read(&format!("task/{tid}/status"));
         let wanted = |line: &&str| {
-            ["Sig", "Shd", "Seccomp", "TracerPid", "NoNewPrivs"].iter().any(|name| line.starts_with(name))
+            // SigQ counts the signals of all of the user's processes.
+            !line.starts_with("SigQ")
+                && ["Sig", "Shd", "Seccomp", "TracerPid", "NoNewPrivs"].iter().any(|name| line.starts_with(name))
         };
         (tid, status.lines().filter(wanted).map(str::to_owned).collect())
     });
