@@ -206,6 +206,11 @@ impl Execution<'_> {
             Step::SetForeground { leader, tty, pgid } => self.set_foreground(*leader, *tty, *pgid),
             Step::Build { pid } => self.build(*pid),
             Step::Die { pid, status } => self.die(*pid, *status),
+            Step::HangUp { index } => {
+                self.pairs.hang_up(*index);
+                Ok(())
+            }
+            Step::HandOver => self.hand_over(),
             Step::FillQueues { index } => self.fill_queues(*index),
             Step::ArmTerminal { index } => self.pairs.arm(self.images, *index),
             Step::Release { pid } => self.release(*pid),
@@ -320,7 +325,21 @@ impl Execution<'_> {
     fn fill_queues(&mut self, index: u32) -> Result<()> {
         use std::os::fd::AsRawFd;
         let pair = self.pairs.get(index)?;
-        crate::tty::drain::fill(self.images, PtyIndex(index), pair.slave.as_raw_fd(), pair.master.as_raw_fd())
+        let Some(slave) = &pair.slave else { return Ok(()) };
+        crate::tty::drain::fill(self.images, PtyIndex(index), slave.as_raw_fd(), pair.master.as_raw_fd())
+    }
+
+    /// A program that closes its last descriptor of a file must not find it held open by us.
+    fn hand_over(&mut self) -> Result<()> {
+        for own in self.images.own.iter().flat_map(|own| &own.ofds) {
+            let slot = own.id.and_then(|id| self.plan.slots.files.get(&id));
+            if let Some(fd) = slot.and_then(|slot| self.opened.get(*slot)) {
+                restore_owner(fd, own)?;
+            }
+        }
+        self.opened = Opened::default();
+        self.pairs.let_go(self.plan.outside);
+        Ok(())
     }
 
     /// Lets a task go. A stopped one is stopped again before its parent is let go.
@@ -357,15 +376,7 @@ impl Execution<'_> {
     }
 
     fn succeed(self, start: Instant, created: Instant) -> Restored {
-        let Execution { images, plan, mut pairs, opened, stubs, .. } = self;
-        for own in images.own.iter().flat_map(|own| &own.ofds) {
-            let fd = own.id.and_then(|id| plan.slots.files.get(&id)).and_then(|slot| opened.get(*slot));
-            if let Some(fd) = fd {
-                if let Err(error) = restore_owner(fd, own) {
-                    tracing::warn!(%error, "a file's owner was not set");
-                }
-            }
-        }
+        let Execution { images, plan, mut pairs, stubs, .. } = self;
         stubs.succeed();
         let pages = images.pagemaps.values().flat_map(|map| &map.entries).map(pb::PagemapEntry::pages).sum();
         let report = Report {
