@@ -110,6 +110,8 @@ fn traffic(random: &mut Random, stage: &mut Stage, holder: &str, master: i32, us
         let text = random.text(600);
         stage.type_in(holder, master, &text);
     }
+    // What is typed is processed before the flow is stopped, in every run.
+    stage.sys(holder, libc::SYS_poll, &[0.into(), 0.into(), 10.into()]);
     match random.below(12) {
         0 => stage.ioctl(user, slave, tty::TCXONC, tty::TCOOFF),
         1 => stage.ioctl(holder, master, tty::TCXONC, tty::TCOOFF),

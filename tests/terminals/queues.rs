@@ -155,7 +155,8 @@ fn output() -> Vec<Case> {
             while s.events("root", S, libc::POLLOUT) != 0 || s.events("root", M, libc::POLLIN) == 0 {}
             assert!(!s.has_answer("writer"));
         })
-        .verified(writer),
+        .verified(writer)
+        .but("poll=", "it returns the count that it had reached, and a poll may tell room again"),
     ]
 }
 
@@ -174,14 +175,18 @@ fn packet_output(s: &mut Stage) -> Vec<String> {
     facts
 }
 
-/// Reads until the blocked write has returned.
+/// Reads until the blocked write has returned: what it says that it wrote is what comes out.
 fn writer(s: &mut Stage) -> Vec<String> {
     let mut total = Vec::new();
-    while total.len() < 48_000 {
-        let answer = s.must("root", libc::SYS_read, &[M.into(), room(8192), Arg::Number(8192)]);
-        total.extend_from_slice(&answer.rooms[0][..answer.result as usize]);
+    let mut ended = false;
+    while !ended || s.events("root", M, libc::POLLIN) != 0 {
+        ended |= s.has_answer("writer");
+        if s.events("root", M, libc::POLLIN) != 0 {
+            let answer = s.must("root", libc::SYS_read, &[M.into(), room(8192), Arg::Number(8192)]);
+            total.extend_from_slice(&answer.rooms[0][..answer.result as usize]);
+        }
     }
-    let answer = parse(&s.hear("writer"));
+    let written = parse(&s.hear("writer")).result;
     s.blocked.clear();
-    vec![format!("{} of {}, same {}", answer.result, total.len(), total == pattern(48_000))]
+    vec![format!("as written {}, same {}", written == total.len() as i64, pattern(48_000).starts_with(&total))]
 }
