@@ -10,7 +10,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 use crate::capture::{self, Captured, Tree};
-use crate::error::{Error, Result};
+use crate::error::{Error, Refusal, Result};
 use crate::ids::{Pid, Tid};
 use crate::image::{CommitReport, Images, Overwrite, Pagemap, Writer, pagemap, pb};
 use crate::inject::batch::{Ask, Batch};
@@ -66,9 +66,11 @@ pub fn dump(request: &Request) -> Result<Report> {
     let mut frozen_at = start;
     let mut session = capture::take(request.root, SurveyMode::Dump, || frozen_at = Instant::now())?;
     tracing::debug!(frozen_us = micros(frozen_at), "captured");
+    drain::refuse_disciplines(&session.images)?;
     let pending = read_pages(&mut writer, &mut session, &mut stash)?;
     tracing::debug!(frozen_us = micros(frozen_at), "pages read");
     read_shared(&mut writer, &mut session)?;
+    refuse_unplannable(&session.images, request)?;
     let drained = drain::drain(&mut session.processes, &mut session.images)?;
     stamp(&mut session.images);
     tracing::debug!(frozen_us = micros(frozen_at), "queues drained");
@@ -83,7 +85,7 @@ pub fn dump(request: &Request) -> Result<Report> {
             (captured_us, commit)
         }
         After::LeaveRunning | After::LeaveStopped => {
-            let frozen_us = let_go(processes, &drained, request.after, frozen_at)?;
+            let frozen_us = let_go(processes, &images, &drained, request.after, frozen_at)?;
             (frozen_us, commit(writer, &images, &stash, pending)?)
         }
     };
@@ -97,8 +99,24 @@ pub fn dump(request: &Request) -> Result<Report> {
         pages,
         bytes: commit.bytes,
         controller_peak_kib: peak_memory_kib(),
-        losses: Vec::new(),
+        losses: drain::losses(&images),
     })
+}
+
+/// Refuses what a restore would find no plan for, while nothing is lost yet.
+fn refuse_unplannable(images: &Images, request: &Request) -> Result<()> {
+    let Err(error) = crate::plan::plan(images, &request.dir) else { return Ok(()) };
+    let reason = match error {
+        Error::Image { reason, .. } => reason.split(';').next().unwrap_or_default().to_owned(),
+        other => other.to_string(),
+    };
+    Err(Error::Refused(Refusal {
+        pid: request.root,
+        comm: crate::procfs::Stat::read(request.root).map(|stat| stat.comm_text()).unwrap_or_default(),
+        fd: None,
+        kind: format!("its tree could not be made again: {reason}"),
+        remedy: "dump a tree that has all of it, or end that process".into(),
+    }))
 }
 
 fn micros(since: Instant) -> u64 {
@@ -217,9 +235,15 @@ fn stamp(images: &mut Images) {
 }
 
 /// Gives everything back and lets the session go; yields for how many microseconds it had been stopped.
-fn let_go(processes: Vec<Captured>, drained: &[Drained], after: After, frozen_at: Instant) -> Result<u64> {
+fn let_go(
+    processes: Vec<Captured>,
+    images: &Images,
+    drained: &[Drained],
+    after: After,
+    frozen_at: Instant,
+) -> Result<u64> {
     let mut processes = processes;
-    drain::put_back(&mut processes, drained)?;
+    drain::put_back(&mut processes, images, drained)?;
     if after == After::LeaveStopped {
         for process in &processes {
             signal(process, libc::SIGSTOP)?;

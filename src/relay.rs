@@ -22,7 +22,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::error::{Context, Errno, Result, Subject};
-use crate::sys::terminal;
+use crate::sys::process;
 
 mod buffer;
 mod outer;
@@ -94,7 +94,7 @@ pub fn run(master: OwnedFd, outer: Outer, root: OwnedFd, first: FirstSize) -> Re
     relay.run()
 }
 
-/// Blocks the relay's signals in this thread for good: what comes before [`run`] waits for it. For callers that have a terminal to protect earlier.
+/// Blocks the relay's signals in this thread for good: what comes before [`run`] waits for it. For callers that have something to finish first.
 pub fn block_signals() -> Result<()> {
     signal_set().thread_block().during("blocking signals", Subject::None)
 }
@@ -289,7 +289,7 @@ impl Relay {
     }
 
     fn reap(&self) -> Result<Ending> {
-        let exit = terminal::wait_exit(self.root.as_fd()).during("waiting for the session's root", Subject::None)?;
+        let exit = process::wait_exit(self.root.as_fd()).during("waiting for the session's root", Subject::None)?;
         Ok(match exit.code {
             libc::CLD_EXITED => Ending::Exited(u8::try_from(exit.status & 0xff).unwrap_or(u8::MAX)),
             _ => Ending::Killed(exit.status),

@@ -124,7 +124,7 @@ fn no_color_is_honoured_on_a_terminal() {
 fn completions_and_pages_are_made() {
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let output = ptyagent(&["completions", shell]);
-        assert!(output.status.success() && stdout(&output).contains("--leave-running"), "{shell}");
+        assert!(output.status.success() && stdout(&output).contains("leave-running"), "{shell}");
     }
     let page = stdout(&ptyagent(&["man"]));
     assert!(page.contains(".TH ptyagent 1") && page.contains("Exit status"), "{page}");
@@ -214,6 +214,43 @@ fn a_restore_in_the_foreground_passes_the_status_on() {
         session.type_keys("exit\r");
         session.wait_for_exit(PATIENCE);
         assert_eq!(restored.wait().unwrap().code(), Some(0));
+    });
+}
+
+#[test]
+fn a_shell_of_another_terminal_continues_in_this_one() {
+    with_timeout(LIMIT, || {
+        let _serial = serial();
+        let place = TempDir::new();
+        let dir = place.join("images");
+        let dir = dir.to_str().unwrap();
+        let mut old = Pty::bash();
+        old.type_keys("animal=otter; cd /usr\r");
+        old.type_keys("echo \"$animal in $P");
+        old.wait_for_text("$ echo \"$animal in $P");
+        let output = ptyagent(&["dump", "--inject", &old.pid().to_string(), "-D", dir]);
+        assert!(output.status.success(), "{}", stderr(&output));
+        old.wait_for_exit(PATIENCE);
+        assert_fails(&["restore", "-D", dir, "--detach"], 1, "--detach is not supported yet");
+
+        let mut new = Pty::new(support::Size { rows: 30, cols: 100 });
+        let restore = "stty -g >before; \"$0\" restore; s=$?; stty -g >after; exit $s";
+        let script = format!(
+            "cd '{dir}/..' && mkdir work && cd work && {}",
+            restore.replace("restore;", "restore -D ../images;")
+        );
+        new.run(&["sh", "-c", &script, env!("CARGO_BIN_EXE_ptyagent")], &[]);
+        new.type_keys("WD\"\r");
+        new.wait_for_text("otter in /usr");
+        // The job itself says that it is in the foreground: ^C before that would reach nobody.
+        new.type_keys("sh -c 'stty size; exec sleep 1000'\r");
+        new.wait_for_text("30 100");
+        new.type_keys("\x03");
+        new.type_keys("echo $? after ^C; exit 7\r");
+        new.wait_for_text("130 after ^C");
+        assert_eq!(new.wait_for_exit(PATIENCE).code(), Some(7));
+        let settings = |name: &str| fs::read_to_string(place.join("work").join(name)).unwrap();
+        assert_eq!(settings("before"), settings("after"));
     });
 }
 

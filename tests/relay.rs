@@ -18,7 +18,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::{self, Pid as NixPid};
 use ptyagent::ids::Pid;
 use ptyagent::relay::{self, FirstSize, Outer};
-use ptyagent::sys::terminal::{self, Termios2, Winsize};
+use ptyagent::sys::tty::{self, Termios2, WinSize};
 use support::{PATIENCE, Pty, Reading, Size, TempDir, until, with_timeout};
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -35,8 +35,8 @@ fn relay_program() {
     unlockpt(&master).unwrap();
     let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
     let slave = open(ptsname_r(&master).unwrap().as_str(), flags, Mode::empty()).unwrap();
-    let size = Winsize { ws_row: SMALL.rows, ws_col: SMALL.cols, ..Winsize::default() };
-    terminal::tiocswinsz(master.as_fd(), &size).unwrap();
+    let size = WinSize { ws_row: SMALL.rows, ws_col: SMALL.cols, ..WinSize::default() };
+    tty::set_winsize(master.as_fd(), &size).unwrap();
     let mut shell = Command::new("setsid");
     shell.args(["--ctty", "sh", "-c", &command]);
     shell.stdin(slave.try_clone().unwrap()).stdout(slave.try_clone().unwrap()).stderr(slave);
@@ -48,7 +48,7 @@ fn relay_program() {
     if let (Ok(keys), Ok(text)) = (std::env::var("RELAY_KEYS"), std::env::var("RELAY_UNTIL")) {
         use_up(&master, &keys, &text);
     }
-    let root = terminal::pidfd_of(root).unwrap();
+    let root = ptyagent::sys::process::pidfd_open(root).unwrap();
     let ending = relay::run(OwnedFd::from(master), Outer::standard().unwrap(), root, FirstSize::FromOuter).unwrap();
     std::process::exit(ending.exit_status().into());
 }
@@ -99,7 +99,7 @@ impl User {
     fn idle() -> User {
         let pty = Pty::new(SMALL);
         let slave = pty.open_slave();
-        let before = terminal::tcgets2(slave.as_fd()).unwrap();
+        let before = tty::get_termios(slave.as_fd()).unwrap();
         User { pty, slave, before, dir: TempDir::new() }
     }
 
@@ -114,7 +114,7 @@ impl User {
     }
 
     fn settings(&self) -> Termios2 {
-        terminal::tcgets2(self.slave.as_fd()).unwrap()
+        tty::get_termios(self.slave.as_fd()).unwrap()
     }
 
     fn signal(&self, signal: Signal) {
@@ -326,7 +326,7 @@ fn a_continued_relay_is_raw_again() {
         let mut user = User::new("echo READY; cat; exit 1");
         user.pty.wait_for_text("READY");
         let raw = user.settings();
-        terminal::tcsets2(user.slave.as_fd(), &user.before).unwrap();
+        tty::set_termios(user.slave.as_fd(), &user.before).unwrap();
         user.signal(Signal::SIGCONT);
         until("raw mode", PATIENCE, || (user.settings() == raw).then_some(()), String::new);
         user.pty.type_keys("\x04");

@@ -114,7 +114,10 @@ pub struct Hold {
     pub output_put: u32,
     /// Bytes of `input` beyond `ring_len` that `put_back` has written; the rest is to be written as the master takes it.
     pub flip_put: u32,
-    pub reserved: u32,
+    /// 1: settings are locked, see `locks`; they are unlocked while the queues are worked on.
+    pub locked: u32,
+    /// The locked settings (TIOCGLCKTRMIOS), without speeds.
+    pub locks: [u32; 9],
     /// Length in bytes without the EOF mark (low 13 bits) and end of each line (high 3 bits).
     pub lines: [u16; MAX_LINES],
     pub input: [u8; INPUT_SIZE],
@@ -124,7 +127,7 @@ pub struct Hold {
 
 const _: () = {
     assert!(size_of::<Settings>() == 44);
-    assert!(size_of::<Hold>() == 116 + 2 * MAX_LINES + INPUT_SIZE + OUTPUT_SIZE + ECHO_SIZE);
+    assert!(size_of::<Hold>() == 152 + 2 * MAX_LINES + INPUT_SIZE + OUTPUT_SIZE + ECHO_SIZE);
     assert!(size_of::<Hold>() <= 64 * 1024);
     assert!(align_of::<Hold>() == 4);
 };

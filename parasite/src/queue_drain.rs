@@ -55,6 +55,13 @@ pub fn drain(hold: &mut Hold) -> i64 {
 
 fn run(hold: &mut Hold, work: &Work) -> Io<()> {
     hold.settings = io::settings(work.slave)?;
+    hold.locks = io::locks(work.slave)?;
+    if hold.locks != [0; 9] {
+        // Locked settings cannot be made neutral. EPERM, and nothing has changed, without CAP_SYS_ADMIN.
+        io::set_locks(work.slave, &[0; 9])?;
+        hold.locked = 1;
+        hold.phase = DRAINING;
+    }
     if work.master >= 0 {
         packet_off(hold, work)?;
         read_output(hold, work.master)?;

@@ -30,6 +30,8 @@ const TCXONC: u64 = 0x540a;
 const TCFLSH: u64 = 0x540b;
 const TIOCEXCL: u64 = 0x540c;
 const TIOCNXCL: u64 = 0x540d;
+const TIOCGLCKTRMIOS: u64 = 0x5456;
+const TIOCSLCKTRMIOS: u64 = 0x5457;
 const TIOCSTI: u64 = 0x5412;
 const FIONREAD: u64 = 0x541b;
 const TIOCPKT: u64 = 0x5420;
@@ -152,6 +154,17 @@ pub fn settings(fd: i32) -> Io<Settings> {
 
 pub fn set_settings(fd: i32, settings: &Settings) -> Io<()> {
     ioctl(fd, TCSETS2, settings as *const Settings as u64).map(drop)
+}
+
+pub fn locks(fd: i32) -> Io<[u32; 9]> {
+    let mut locks = [0u32; 9];
+    ioctl(fd, TIOCGLCKTRMIOS, &raw mut locks as u64)?;
+    Ok(locks)
+}
+
+/// Needs CAP_SYS_ADMIN.
+pub fn set_locks(fd: i32, locks: &[u32; 9]) -> Io<()> {
+    ioctl(fd, TIOCSLCKTRMIOS, locks as *const [u32; 9] as u64).map(drop)
 }
 
 /// Bytes that a read would give; canonical: those of complete lines without EOF marks.

@@ -81,6 +81,9 @@ fn run(hold: &mut Hold, work: &mut Work) -> Io<()> {
     }
     let input = put_input(hold, work);
     io::set_settings(work.slave, &hold.settings)?;
+    if hold.locked == 1 {
+        io::set_locks(work.slave, &hold.locks)?;
+    }
     input?;
     if work.master >= 0 {
         put_flip(hold, work)?;

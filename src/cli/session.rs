@@ -13,8 +13,8 @@ use ptyagent::image::Overwrite;
 use ptyagent::plan::Plan;
 use ptyagent::relay::{self, FirstSize, Outer};
 use ptyagent::restore::{self, Restored};
+use ptyagent::sys::process::pidfd_open;
 use ptyagent::sys::process::wait4;
-use ptyagent::sys::terminal::pidfd_of;
 use ptyagent::tty::restore::IndexPolicy;
 
 use super::args::{DumpArgs, PtsIndex, RestoreArgs};
@@ -138,7 +138,7 @@ fn tell(args: &RestoreArgs, restored: &Restored) {
 
 /// Relays between this terminal and the session's until that ends.
 fn continue_here(master: OwnedFd, outer: Outer, root: Pid) -> Result<ExitCode> {
-    let root = pidfd_of(root).map_err(|errno| Error::of_pid("pinning", root, errno))?;
+    let root = pidfd_open(root).map_err(|errno| Error::of_pid("pinning", root, errno))?;
     Ok(relay::run(master, outer, root, FirstSize::FromOuter)?.exit_status().into())
 }
 

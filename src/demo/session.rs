@@ -39,6 +39,7 @@ impl Session {
     /// Starts `program` as the holder. From now on this process is a child subreaper, and the signals that would end it are blocked and
     /// looked at in [`Session::wait_for`].
     pub fn start(program: &Path) -> Result<Session> {
+        let signals = block_signals()?;
         let files = tempfile::Builder::new().prefix("ptyagent-demo-").tempdir();
         let files = files.during("making a temporary directory", Subject::None)?;
         let path = |name: &str| files.path().join(name);
@@ -50,7 +51,6 @@ impl Session {
         let shown = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK);
         let shown = shown.during("watching a file", subject())?;
         shown.add_watch(&path("out"), AddWatchFlags::IN_MODIFY).during("watching a file", subject())?;
-        let signals = block_signals()?;
         become_subreaper().during("becoming a subreaper", Subject::None)?;
         let mut holder = Command::new(program);
         holder.arg("demo-holder").arg(files.path()).current_dir("/");

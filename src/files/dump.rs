@@ -148,6 +148,9 @@ fn record_ofd(
     let mut entry = pb::FileEntry { r#type: type_of(descriptor) as i32, id: id.0, ..Default::default() };
     match (&descriptor.kind, tty) {
         (_, Some(tty_info_id)) => {
+            // TIOCGPTPEER leaves O_CLOEXEC among the flags of the description, which /proc hides.
+            let all = nix::fcntl::fcntl(copy, nix::fcntl::FcntlArg::F_GETFL).unwrap_or(flags as i32) as u32;
+            let flags = flags | all & libc::O_CLOEXEC as u32;
             entry.tty = Some(pb::TtyFileEntry { id: id.0, tty_info_id, flags, fown, regf_id: None });
         }
         (FileKind::Pipe { inode }, _) => {
@@ -185,10 +188,13 @@ fn owner_of(copy: BorrowedFd<'_>) -> pb::PtyagentOfd {
         return pb::PtyagentOfd::default();
     }
     let signal = crate::sys::process::files::owner_signal(copy).unwrap_or(0);
+    let ids = crate::sys::process::files::owner_ids(copy).ok();
     pb::PtyagentOfd {
         owner_type: Some(owner_type as u32),
         owner_pid: Some(owner_pid),
         owner_signal: Some(signal as u32),
+        owner_uid: ids.map(|ids| ids.0),
+        owner_euid: ids.map(|ids| ids.1),
         ..Default::default()
     }
 }
@@ -200,8 +206,8 @@ fn owner(copy: BorrowedFd<'_>, flags: u32) -> pb::FownEntry {
     let own = owner_of(copy);
     let uid = nix::unistd::getuid().as_raw();
     pb::FownEntry {
-        uid: if own.owner_pid.is_some() { uid } else { 0 },
-        euid: if own.owner_pid.is_some() { uid } else { 0 },
+        uid: if own.owner_pid.is_some() { own.owner_uid.unwrap_or(uid) } else { 0 },
+        euid: if own.owner_pid.is_some() { own.owner_euid.unwrap_or(uid) } else { 0 },
         signum: own.owner_signal.unwrap_or(0),
         pid_type: own.owner_type.unwrap_or(0),
         pid: own.owner_pid.unwrap_or(0) as u32,

@@ -20,6 +20,8 @@ use crate::sys::process::attributes::getxattr;
 pub enum PathTarget {
     Regular,
     Directory,
+    /// The node of a pty slave, or /dev/ptmx.
+    Terminal,
     Other,
 }
 
@@ -37,6 +39,10 @@ pub enum FileKind {
         index: Option<PtyIndex>,
     },
     TtySlave {
+        index: PtyIndex,
+    },
+    /// A slave whose master is closed: its node is gone, its number may be another terminal's by now.
+    HungUpSlave {
         index: PtyIndex,
     },
     DevTty,
@@ -87,8 +93,8 @@ impl FileKind {
         use FileKind::*;
         match self {
             Regular | Directory | Null | Zero | Full | Random | Urandom => None,
-            TtyMaster { .. } | TtySlave { .. } | DevTty | Pipe { .. } | Fifo => None,
-            PathOnly(PathTarget::Regular | PathTarget::Directory) => None,
+            TtyMaster { .. } | TtySlave { .. } | HungUpSlave { .. } | DevTty | Pipe { .. } | Fifo => None,
+            PathOnly(PathTarget::Regular | PathTarget::Directory | PathTarget::Terminal) => None,
             Console | Vt { .. } | Serial(_) | LegacyPty(_) => {
                 Some("run the session on a pseudoterminal (ssh, tmux, script), then dump it")
             }
@@ -109,7 +115,17 @@ impl FileKind {
     /// Whether it is a terminal of any sort.
     pub fn is_tty(&self) -> bool {
         use FileKind::*;
-        matches!(self, TtyMaster { .. } | TtySlave { .. } | DevTty | Console | Vt { .. } | Serial(_) | LegacyPty(_))
+        matches!(
+            self,
+            TtyMaster { .. }
+                | TtySlave { .. }
+                | HungUpSlave { .. }
+                | DevTty
+                | Console
+                | Vt { .. }
+                | Serial(_)
+                | LegacyPty(_)
+        )
     }
 }
 
@@ -120,6 +136,7 @@ impl fmt::Display for FileKind {
         let name = match self {
             TtyMaster { index: Some(index) } => return write!(f, "the master of pseudoterminal {index}"),
             TtySlave { index } => return write!(f, "the slave of pseudoterminal {index}"),
+            HungUpSlave { index } => return write!(f, "the hung up slave of pseudoterminal {index}"),
             Vt { number } => return write!(f, "virtual console {number}"),
             Serial(device) => return write!(f, "a serial terminal ({device})"),
             LegacyPty(device) => return write!(f, "a BSD-style pseudoterminal ({device})"),
@@ -151,6 +168,7 @@ impl fmt::Display for FileKind {
             Pidfd => "a pidfd",
             PathOnly(PathTarget::Regular) => "a path handle (O_PATH) on a regular file",
             PathOnly(PathTarget::Directory) => "a path handle (O_PATH) on a directory",
+            PathOnly(PathTarget::Terminal) => "a path handle (O_PATH) on a terminal",
             PathOnly(PathTarget::Other) => "a path handle (O_PATH) on something that is neither a file nor a directory",
             IoUring => "an io_uring instance",
             Userfaultfd => "a userfaultfd",
@@ -287,7 +305,7 @@ fn needs_path(kind: &FileKind) -> bool {
             | Random
             | Urandom
             | Fifo
-            | PathOnly(PathTarget::Regular | PathTarget::Directory)
+            | PathOnly(PathTarget::Regular | PathTarget::Directory | PathTarget::Terminal)
     )
 }
 
@@ -320,12 +338,18 @@ pub fn classify(link: &OsStr, stat: &FileStat, info: &FdInfo) -> FileKind {
         _ if name.starts_with(b"/secretmem") && removed => FileKind::SecretMem,
         libc::S_IFREG if is_object(name) => object(name),
         libc::S_IFDIR if removed => FileKind::DeletedDirectory,
+        libc::S_IFCHR if removed && !path_only && hung_up(stat.rdev).is_some() => {
+            hung_up(stat.rdev).unwrap_or(FileKind::DeletedFile)
+        }
         libc::S_IFREG | libc::S_IFIFO | libc::S_IFCHR | libc::S_IFBLK if removed && stat.links == 0 => {
             FileKind::DeletedFile
         }
         libc::S_IFREG if removed => FileKind::DeletedFile,
         libc::S_IFREG if path_only => FileKind::PathOnly(PathTarget::Regular),
         libc::S_IFDIR if path_only => FileKind::PathOnly(PathTarget::Directory),
+        libc::S_IFCHR if path_only && (slave_index(stat.rdev).is_some() || stat.rdev == PTMX) => {
+            FileKind::PathOnly(PathTarget::Terminal)
+        }
         _ if path_only => FileKind::PathOnly(PathTarget::Other),
         libc::S_IFREG => FileKind::Regular,
         libc::S_IFDIR => FileKind::Directory,
@@ -372,6 +396,17 @@ fn object(link: &[u8]) -> FileKind {
     }
 }
 
+const PTMX: Device = Device { major: 5, minor: 2 };
+
+/// The index of a pty slave's device number. A major beyond the first is only ever used with the 8-bit minors of old.
+fn slave_index(device: Device) -> Option<PtyIndex> {
+    (136..=143).contains(&device.major).then(|| PtyIndex((device.major - 136) * 256 + device.minor))
+}
+
+fn hung_up(device: Device) -> Option<FileKind> {
+    slave_index(device).map(|index| FileKind::HungUpSlave { index })
+}
+
 /// Documentation/admin-guide/devices.txt; include/uapi/linux/major.h.
 fn char_device(device: Device, info: &FdInfo) -> FileKind {
     let Device { major, minor } = device;
@@ -386,7 +421,6 @@ fn char_device(device: Device, info: &FdInfo) -> FileKind {
         (5, 0) => FileKind::DevTty,
         (5, 1) => FileKind::Console,
         (5, 2) | (128..=135, _) => FileKind::TtyMaster { index: info.tty_index },
-        // A major beyond the first is only ever used with the 8-bit minors of old.
         (136..=143, _) => FileKind::TtySlave { index: PtyIndex((major - 136) * 256 + minor) },
         // tty drivers: multiport cards, ISDN, USB, ACM, embedded, 3270, virtio and hypervisor consoles.
         (4 | 19 | 22 | 24 | 32 | 43 | 46 | 48 | 57 | 71 | 75 | 78 | 105 | 112, _) => FileKind::Serial(device),

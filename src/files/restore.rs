@@ -168,14 +168,17 @@ fn fill(writer: BorrowedFd<'_>, data: &PipeData) -> Result<()> {
 
 /// The owner and signal of O_ASYNC, after the processes are there.
 pub fn restore_owner(fd: BorrowedFd<'_>, own: &pb::PtyagentOfd) -> Result<()> {
-    use crate::sys::process::files::{set_owner, set_owner_signal};
-    let (Some(kind), Some(pid)) = (own.owner_type, own.owner_pid) else { return Ok(()) };
-    set_owner(fd, kind as i32, pid).during("setting the owner of a file", Subject::None)?;
+    use crate::sys::process::files::{as_user, set_owner, set_owner_signal};
+    if let (Some(kind), Some(pid)) = (own.owner_type, own.owner_pid) {
+        // The kernel lets a signal through by the ids of who set the owner.
+        let ids = own.owner_uid.zip(own.owner_euid);
+        as_user(ids, || set_owner(fd, kind as i32, pid)).during("setting the owner of a file", Subject::None)?;
+    }
     if let Some(signal) = own.owner_signal.filter(|signal| *signal != 0) {
         set_owner_signal(fd, signal as i32).during("setting the signal of a file", Subject::None)?;
     }
     let flags = own.flags.unwrap_or(0) as i32;
-    if flags & libc::O_ASYNC != 0 {
+    if flags & libc::O_PATH == 0 && flags & libc::O_ASYNC != 0 {
         let now = fcntl(fd, FcntlArg::F_GETFL).during("asking for the flags of a file", Subject::None)?;
         let flags = OFlag::from_bits_retain(now | libc::O_ASYNC);
         fcntl(fd, FcntlArg::F_SETFL(flags)).during("setting the flags of a file", Subject::None)?;

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::error::Result;
 use crate::image::{Images, pb};
+use crate::tty::record::HUNG_UP;
 
 use super::{Step, inconsistent};
 
@@ -52,9 +53,16 @@ pub(super) fn open_steps(images: &Images, steps: &mut Vec<Step>) {
     let pipes: BTreeSet<u32> =
         images.files.iter().filter_map(|file| file.pipe.as_ref()).map(|pipe| pipe.pipe_id).collect();
     steps.extend(pipes.into_iter().map(|pipe| Step::OpenPipe { pipe }));
-    for file in images.files.iter().filter(|file| !is_dev_tty(images, file)) {
+    let early = |file: &&pb::FileEntry| file.tty.as_ref().is_some_and(|tty| tty.tty_info_id / 2 >= HUNG_UP);
+    for file in images.files.iter().filter(|file| !is_dev_tty(images, file) && !early(file)) {
         steps.push(Step::OpenFile { id: file.id });
     }
+}
+
+/// Adds the steps that open the descriptions of one terminal.
+pub(super) fn open_slaves(images: &Images, index: u32, steps: &mut Vec<Step>) {
+    let of_it = |file: &&pb::FileEntry| file.tty.as_ref().is_some_and(|tty| tty.tty_info_id / 2 == index);
+    steps.extend(images.files.iter().filter(of_it).map(|file| Step::OpenFile { id: file.id }));
 }
 
 /// Whether a description was opened as /dev/tty, so that only a member of the session can open it.

@@ -17,6 +17,7 @@ use crate::image::{Images, pb};
 use crate::mem::pages::PAGE;
 use crate::mem::shared;
 use crate::task::record::{DEAD, STOPPED};
+use crate::tty::record::HUNG_UP;
 
 pub use descriptors::Slots;
 
@@ -90,12 +91,18 @@ pub enum Step {
         pid: u32,
         status: u32,
     },
+    /// The terminal's master, which was closed before the dump, is closed again.
+    HangUp {
+        index: u32,
+    },
     FillQueues {
         index: u32,
     },
     ArmTerminal {
         index: u32,
     },
+    /// Owners of O_ASYNC, and nothing stays open in the restore itself but what it relays.
+    HandOver,
     Release {
         pid: u32,
     },
@@ -122,6 +129,8 @@ impl fmt::Display for Step {
             }
             Step::Build { pid } => write!(f, "build process {pid}: memory, descriptors, identity, signals"),
             Step::Die { pid, status } => write!(f, "end process {pid} with status {status:#x}"),
+            Step::HangUp { index } => write!(f, "hang up pseudoterminal {index}"),
+            Step::HandOver => write!(f, "set the owners of files and let go of them"),
             Step::FillQueues { index } => write!(f, "put back what is unread in pseudoterminal {index}"),
             Step::ArmTerminal { index } => write!(f, "lock pseudoterminal {index} as it was"),
             Step::Release { pid } => write!(f, "let process {pid} go on"),
@@ -151,7 +160,13 @@ pub fn plan(images: &Images, dir: &Path) -> Result<Plan> {
     let slots = descriptors::slots(images, dir)?;
     let outside = outside(images, dir)?;
     let mut steps = Vec::new();
-    for index in indexes(images) {
+    // Those that are hung up first: their index is free again for others.
+    for index in indexes(images).into_iter().filter(|index| *index >= HUNG_UP) {
+        steps.push(Step::OpenTerminal { index });
+        descriptors::open_slaves(images, index, &mut steps);
+        steps.push(Step::HangUp { index });
+    }
+    for index in living(images) {
         steps.push(Step::OpenTerminal { index });
     }
     descriptors::open_steps(images, &mut steps);
@@ -163,7 +178,7 @@ pub fn plan(images: &Images, dir: &Path) -> Result<Plan> {
     for ctty in images.own.iter().flat_map(|own| &own.cttys) {
         let (Some(leader), Some(tty)) = (ctty.sid, ctty.tty_info_id) else { continue };
         if let Some(pgid) = ctty.foreground_pgrp.filter(|pgid| *pgid != 0) {
-            steps.push(Step::SetForeground { leader, tty, pgid });
+            sessions::foreground(&tasks, leader, tty, pgid, &mut steps);
         }
     }
     for task in tasks.in_order() {
@@ -175,10 +190,11 @@ pub fn plan(images: &Images, dir: &Path) -> Result<Plan> {
         validate_task(images, task.pid, dir)?;
         steps.push(Step::Build { pid: task.pid });
     }
-    for index in indexes(images) {
+    for index in living(images) {
         steps.push(Step::FillQueues { index });
         steps.push(Step::ArmTerminal { index });
     }
+    steps.push(Step::HandOver);
     // Children first, so that a parent is still in our hands when a stopped child tells it so.
     for task in tasks.in_order().rev().filter(|task| task.state != DEAD) {
         steps.push(Step::Release { pid: task.pid });
@@ -186,9 +202,13 @@ pub fn plan(images: &Images, dir: &Path) -> Result<Plan> {
     Ok(Plan { root: tasks.root, steps, slots, outside })
 }
 
-/// The indexes of all pseudoterminals, ascending.
+/// What all pseudoterminals are known as, ascending.
 fn indexes(images: &Images) -> BTreeSet<u32> {
-    images.tty_info.iter().filter_map(|tty| tty.pty.as_ref()).map(|pty| pty.index).collect()
+    images.tty_info.iter().filter(|tty| tty.pty.is_some()).map(|tty| tty.id / 2).collect()
+}
+
+fn living(images: &Images) -> impl Iterator<Item = u32> {
+    indexes(images).into_iter().filter(|index| *index < HUNG_UP)
 }
 
 /// The objects of shared anonymous memory; all stored pages have to lie inside.

@@ -21,7 +21,7 @@ pub(super) fn creation(images: &Images, tasks: &Tasks, dir: &Path, steps: &mut V
     if root.sid != root.pid {
         return Err(inconsistent(dir, format!("its root {} does not lead its session {}", root.pid, root.sid)));
     }
-    let mut order = Order { images, tasks, dir, steps };
+    let mut order = Order { images, tasks, dir, steps, revived: BTreeSet::new() };
     order.grow(root, None)
 }
 
@@ -30,6 +30,8 @@ struct Order<'a> {
     tasks: &'a Tasks,
     dir: &'a Path,
     steps: &'a mut Vec<Step>,
+    /// Sessions whose dead leader was stood in for.
+    revived: BTreeSet<u32>,
 }
 
 impl Order<'_> {
@@ -56,28 +58,57 @@ impl Order<'_> {
             self.steps.push(Step::TakeTerminal { leader: task.pid, tty });
             self.open_dev_tty(task.pid, tty);
         }
-        for child in late {
-            self.late(child, task)?;
+        let (own, adopted): (Vec<&Task>, Vec<&Task>) =
+            late.into_iter().partition(|child| child.sid == task.sid || child.sid == child.pid);
+        for child in own {
+            self.create(child, task.pid)?;
+            self.grow(child, Some(task.sid))?;
+        }
+        self.adopted(&adopted, task)
+    }
+
+    /// Children of other sessions, which came here when their parents died.
+    fn adopted(&mut self, children: &[&Task], parent: &Task) -> Result<()> {
+        for child in children {
+            match self.tasks.get(child.sid) {
+                Some(leader) if leader.parent == Some(parent.pid) && leader.ctty == child.ctty => {
+                    // Born beside the leader of its session, which has been made by now.
+                    self.steps.push(Step::Create { pid: child.pid, birth: Birth::Sibling { maker: leader.pid } });
+                    self.grow(child, Some(child.sid))?;
+                }
+                Some(_) => {
+                    let reason = format!(
+                        "process {} came to {} from session {} when its parent died",
+                        child.pid, parent.pid, child.sid
+                    );
+                    return Err(inconsistent(self.dir, reason));
+                }
+                None if self.revived.contains(&child.sid) => {}
+                None => self.revive(child.sid, children, parent)?,
+            }
         }
         Ok(())
     }
 
-    fn late(&mut self, child: &Task, parent: &Task) -> Result<()> {
-        if child.sid == parent.sid || child.sid == child.pid {
-            self.create(child, parent.pid)?;
-            return self.grow(child, Some(parent.sid));
+    /// The leader has died: its number starts the session once more, and is gone again before anybody sees it.
+    fn revive(&mut self, sid: u32, children: &[&Task], parent: &Task) -> Result<()> {
+        if !self.revived.insert(sid) {
+            return Err(inconsistent(
+                self.dir,
+                format!("session {sid} without leader has members with several parents"),
+            ));
         }
-        if self.tasks.get(child.sid).is_some() {
-            let reason =
-                format!("process {} is in session {}, which its parent {} is not in", child.pid, child.sid, parent.pid);
-            return Err(inconsistent(self.dir, reason));
+        let members: Vec<&&Task> = children.iter().filter(|child| child.sid == sid).collect();
+        self.steps.push(Step::CreateHelper { pid: sid, maker: parent.pid });
+        self.steps.push(Step::StartSession { pid: sid });
+        for child in &members {
+            self.steps.push(Step::Create { pid: child.pid, birth: Birth::Sibling { maker: sid } });
         }
-        // The leader has died: its number starts the session once more, and is gone again before anybody sees it.
-        self.steps.push(Step::CreateHelper { pid: child.sid, maker: parent.pid });
-        self.steps.push(Step::StartSession { pid: child.sid });
-        self.steps.push(Step::Create { pid: child.pid, birth: Birth::Sibling { maker: child.sid } });
-        self.steps.push(Step::EndHelper { pid: child.sid, maker: parent.pid });
-        self.grow(child, Some(child.sid))
+        self.steps.push(Step::EndHelper { pid: sid, maker: parent.pid });
+        for child in members {
+            self.grow(child, Some(sid))?;
+        }
+        Ok(())
     }
 
     fn create(&mut self, child: &Task, maker: u32) -> Result<()> {
@@ -113,6 +144,8 @@ pub(super) fn groups(tasks: &Tasks, dir: &Path, steps: &mut Vec<Step>) -> Result
             Some(_) => {
                 return Err(inconsistent(dir, format!("process {} is in a group of another session", task.pid)));
             }
+            // Born into the group of its session's dead leader.
+            None if task.pgid == task.sid => {}
             None => {
                 orphaned.insert(task.pgid);
             }
@@ -129,4 +162,18 @@ pub(super) fn groups(tasks: &Tasks, dir: &Path, steps: &mut Vec<Step>) -> Result
         steps.push(Step::EndHelper { pid: pgid, maker: first.pid });
     }
     Ok(())
+}
+
+/// Adds the steps that make a group the foreground group. A group whose last member has just been reaped may still be it: its number is held
+/// by the terminal, so that a helper has to form it once more.
+pub(super) fn foreground(tasks: &Tasks, leader: u32, tty: u32, pgid: u32, steps: &mut Vec<Step>) {
+    let exists = tasks.in_order().any(|task| task.pgid == pgid);
+    if !exists {
+        steps.push(Step::CreateHelper { pid: pgid, maker: leader });
+        steps.push(Step::JoinGroup { pid: pgid, pgid });
+    }
+    steps.push(Step::SetForeground { leader, tty, pgid });
+    if !exists {
+        steps.push(Step::EndHelper { pid: pgid, maker: leader });
+    }
 }

@@ -12,7 +12,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use nix::sys::stat::{self, Mode, SFlag};
 
 use crate::error::{Context, Errno, Result, Subject};
-use crate::sys::terminal::{self, Termios2, Winsize};
+use crate::sys::tty::{self, Termios2, WinSize};
 
 /// The outer terminal, or whatever else stands in for its two directions.
 pub struct Outer {
@@ -36,8 +36,8 @@ impl Outer {
     }
 
     /// The window size of the terminal that shows the screen, else of the one that gives the keys; none where neither is a terminal.
-    pub fn size(&self) -> Option<Winsize> {
-        [&self.output, &self.input].into_iter().find_map(|line| terminal::tiocgwinsz(line.fd()).ok())
+    pub fn size(&self) -> Option<WinSize> {
+        [&self.output, &self.input].into_iter().find_map(|line| tty::get_winsize(line.fd()).ok())
     }
 }
 
@@ -105,7 +105,7 @@ enum State {
 impl RawMode {
     /// Makes the terminal raw at once, keeping what was typed ahead. None where `fd` is not a terminal.
     pub fn enter(fd: BorrowedFd<'_>) -> Result<Option<RawMode>> {
-        let saved = match terminal::tcgets2(fd) {
+        let saved = match tty::get_termios(fd) {
             Ok(saved) => saved,
             Err(Errno::ENOTTY | Errno::EINVAL) => return Ok(None),
             Err(errno) => return Err(errno).during("reading the settings of the terminal", Subject::None),
@@ -118,7 +118,7 @@ impl RawMode {
 
     /// Sets raw mode again: after a stop and a continue, the shell has put its own settings there.
     pub fn enter_again(&self) -> Result<()> {
-        terminal::tcsets2(self.fd.as_fd(), &raw(&self.saved)).during("setting raw mode", Subject::None)
+        tty::set_termios(self.fd.as_fd(), &raw(&self.saved)).during("setting raw mode", Subject::None)
     }
 
     /// Puts the settings back. A terminal that hung up (EIO) has none to put back.
@@ -133,7 +133,7 @@ impl RawMode {
         let mut ttou = SigSet::empty();
         ttou.add(Signal::SIGTTOU);
         let mask = ttou.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
-        let set = terminal::tcsets2(self.fd.as_fd(), &self.saved);
+        let set = tty::set_termios(self.fd.as_fd(), &self.saved);
         mask.thread_set_mask()?;
         match set {
             Err(Errno::EIO) => Ok(()),

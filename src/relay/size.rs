@@ -13,7 +13,7 @@ use nix::unistd;
 
 use super::{Outer, poll_again};
 use crate::error::{Context, Errno, Result, Subject};
-use crate::sys::terminal::{self, Winsize};
+use crate::sys::tty::{self, WinSize};
 
 /// How long a program may take to begin to draw. Programs that draw nothing (cat) cost this much twice.
 const REACTION: Duration = Duration::from_millis(100);
@@ -51,7 +51,7 @@ pub fn redraw(master: BorrowedFd<'_>, resize: Resize) -> Result<()> {
     let size = size_of(master)?;
     // Without a size, programs go by the terminal's description, and there is nothing to change.
     let Some(other) = size.ws_row.checked_add(1).filter(|_| size.ws_row > 0) else { return Ok(()) };
-    set_size(master, &Winsize { ws_row: other, ..size })?;
+    set_size(master, &WinSize { ws_row: other, ..size })?;
     let reacted = readable(master, REACTION);
     set_size(master, &size)?;
     reacted.map(drop)
@@ -78,10 +78,10 @@ fn readable(master: BorrowedFd<'_>, limit: Duration) -> Result<bool> {
     Ok(fds[0].revents().is_some_and(|flags| !flags.is_empty()))
 }
 
-fn size_of(master: BorrowedFd<'_>) -> Result<Winsize> {
-    terminal::tiocgwinsz(master).during("reading the window size", Subject::None)
+fn size_of(master: BorrowedFd<'_>) -> Result<WinSize> {
+    tty::get_winsize(master).during("reading the window size", Subject::None)
 }
 
-fn set_size(master: BorrowedFd<'_>, size: &Winsize) -> Result<()> {
-    terminal::tiocswinsz(master, size).during("setting the window size", Subject::None)
+fn set_size(master: BorrowedFd<'_>, size: &WinSize) -> Result<()> {
+    tty::set_winsize(master, size).during("setting the window size", Subject::None)
 }

@@ -4,6 +4,7 @@
 //! images are untouched.
 
 mod build;
+mod stop;
 mod stubs;
 
 use std::collections::BTreeSet;
@@ -20,13 +21,14 @@ use crate::image::{Images, Kind, pb};
 use crate::inject::batch::{Ask, Batch};
 use crate::mem::shared::Made;
 use crate::plan::{Birth, Plan, Step, plan};
-use crate::procfs::{Stat, State, Status};
+use crate::procfs::{Stat, Status};
 use crate::sys::process::attributes::sched_getaffinity;
 use crate::sys::tty;
 use crate::task::record::STOPPED;
 use crate::tty::restore::{IndexPolicy, Pairs};
 
 use build::Inherited;
+use stop::{await_stop, stop_action};
 use stubs::Stubs;
 
 /// What the user asked for.
@@ -161,28 +163,12 @@ fn inherited() -> Result<Inherited> {
     let us = Pid(std::process::id() as i32);
     let status = Status::read(us)?;
     let rlimits = crate::procfs::attributes::limits(us)?;
-    let words = |set: u64| vec![set as u32, (set >> 32) as u32];
     let last_cap = std::fs::read_to_string("/proc/sys/kernel/cap_last_cap")
         .ok()
         .and_then(|text| text.trim().parse().ok())
         .unwrap_or(40);
-    let credentials = pb::CredsEntry {
-        uid: status.uid.real,
-        gid: status.gid.real,
-        euid: status.uid.effective,
-        egid: status.gid.effective,
-        suid: status.uid.saved,
-        sgid: status.gid.saved,
-        fsuid: status.uid.fs,
-        fsgid: status.gid.fs,
-        cap_inh: words(status.capabilities.inheritable),
-        cap_prm: words(status.capabilities.permitted),
-        cap_eff: words(status.capabilities.effective),
-        cap_bnd: words(status.capabilities.bounding),
-        secbits: 0,
-        groups: status.groups,
-        ..Default::default()
-    };
+    // The secure bits of this very process: 0 is what everybody starts with.
+    let credentials = crate::task::identity::credentials(&status, 0);
     let affinity = sched_getaffinity(us.into()).during("asking for the affinity", Subject::None)?;
     let limits = rlimits.map(|limit| (limit.soft, limit.hard));
     Ok(Inherited { limits, last_cap, credentials, affinity })
@@ -220,6 +206,11 @@ impl Execution<'_> {
             Step::SetForeground { leader, tty, pgid } => self.set_foreground(*leader, *tty, *pgid),
             Step::Build { pid } => self.build(*pid),
             Step::Die { pid, status } => self.die(*pid, *status),
+            Step::HangUp { index } => {
+                self.pairs.hang_up(*index);
+                Ok(())
+            }
+            Step::HandOver => self.hand_over(),
             Step::FillQueues { index } => self.fill_queues(*index),
             Step::ArmTerminal { index } => self.pairs.arm(self.images, *index),
             Step::Release { pid } => self.release(*pid),
@@ -334,7 +325,21 @@ impl Execution<'_> {
     fn fill_queues(&mut self, index: u32) -> Result<()> {
         use std::os::fd::AsRawFd;
         let pair = self.pairs.get(index)?;
-        crate::tty::drain::fill(self.images, PtyIndex(index), pair.slave.as_raw_fd(), pair.master.as_raw_fd())
+        let Some(slave) = &pair.slave else { return Ok(()) };
+        crate::tty::drain::fill(self.images, PtyIndex(index), slave.as_raw_fd(), pair.master.as_raw_fd())
+    }
+
+    /// A program that closes its last descriptor of a file must not find it held open by us.
+    fn hand_over(&mut self) -> Result<()> {
+        for own in self.images.own.iter().flat_map(|own| &own.ofds) {
+            let slot = own.id.and_then(|id| self.plan.slots.files.get(&id));
+            if let Some(fd) = slot.and_then(|slot| self.opened.get(*slot)) {
+                restore_owner(fd, own)?;
+            }
+        }
+        self.opened = Opened::default();
+        self.pairs.let_go(self.plan.outside);
+        Ok(())
     }
 
     /// Lets a task go. A stopped one is stopped again before its parent is let go.
@@ -371,15 +376,7 @@ impl Execution<'_> {
     }
 
     fn succeed(self, start: Instant, created: Instant) -> Restored {
-        let Execution { images, plan, mut pairs, opened, stubs, .. } = self;
-        for own in images.own.iter().flat_map(|own| &own.ofds) {
-            let fd = own.id.and_then(|id| plan.slots.files.get(&id)).and_then(|slot| opened.get(*slot));
-            if let Some(fd) = fd {
-                if let Err(error) = restore_owner(fd, own) {
-                    tracing::warn!(%error, "a file's owner was not set");
-                }
-            }
-        }
+        let Execution { images, plan, mut pairs, stubs, .. } = self;
         stubs.succeed();
         let pages = images.pagemaps.values().flat_map(|map| &map.entries).map(pb::PagemapEntry::pages).sum();
         let report = Report {
@@ -404,34 +401,4 @@ fn micros(since: Instant) -> u64 {
 
 fn state(images: &Images, pid: u32) -> u32 {
     images.cores.get(&pid).and_then(|core| core.tc.as_ref()).map_or(0, |task| task.task_state)
-}
-
-/// Whether a stop signal would still stop the task: default action, not blocked.
-fn stop_action(core: &pb::CoreEntry, signal: i32) -> bool {
-    let Some(task) = &core.tc else { return false };
-    let blocked = task.blk_sigset & (1 << (signal - 1).max(0)) != 0;
-    let default = crate::task::signals::settable()
-        .zip(&task.sigactions)
-        .find(|(number, _)| *number == signal)
-        .is_none_or(|(_, action)| action.sigaction == 0);
-    default && !blocked
-}
-
-/// Waits until a task that was let go has stopped; a signal that did not stop it is followed by one that does.
-fn await_stop(pid: Pid, send: impl Fn(i32) -> Result<()>) -> Result<()> {
-    let start = Instant::now();
-    let mut insisted = false;
-    loop {
-        if Stat::read(pid)?.state == State::Stopped {
-            return Ok(());
-        }
-        if !insisted && start.elapsed().as_millis() > 50 {
-            insisted = true;
-            send(libc::SIGSTOP)?;
-        }
-        if start.elapsed().as_secs() > 5 {
-            return Err(Error::failed(format!("process {pid} did not stop again")));
-        }
-        std::thread::yield_now();
-    }
 }

@@ -9,5 +9,4 @@ pub mod pagemap;
 pub mod process;
 pub mod ptrace;
 pub mod region;
-pub mod terminal;
 pub mod tty;

@@ -198,6 +198,29 @@ pub fn waitid(pid: Pid, options: c_int) -> Result<Option<ChildEvent>, Errno> {
     Ok((tid != 0).then_some(ChildEvent { tid: Tid(tid), code: info.si_code, status }))
 }
 
+/// How a waited-for process ended: `si_code` and `si_status` of waitid(2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WaitedExit {
+    pub code: i32,
+    pub status: i32,
+}
+
+/// Waits for the end of a child and reaps it (waitid(2) with P_PIDFD, Linux 5.4), whatever its exit signal. ECHILD where it is not our child.
+pub fn wait_exit(pidfd: BorrowedFd<'_>) -> Result<WaitedExit, Errno> {
+    let id = libc::id_t::try_from(pidfd.as_raw_fd()).map_err(|_| Errno::EBADF)?;
+    loop {
+        // SAFETY: an all-zero siginfo is a valid one.
+        let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+        // SAFETY: `info` is ours, and the kernel fills its SIGCHLD fields.
+        match Errno::result(unsafe { libc::waitid(libc::P_PIDFD, id, &raw mut info, libc::WEXITED | libc::__WALL) }) {
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno),
+            // SAFETY: after a successful waitid `info` holds a SIGCHLD, so the status field is set.
+            Ok(_) => return Ok(WaitedExit { code: info.si_code, status: unsafe { info.si_status() } }),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::cmp::Ordering;

@@ -214,7 +214,12 @@ pub fn set_discipline(fd: BorrowedFd<'_>, number: i32) -> Result<()> {
 /// A new descriptor (close-on-exec) for the slave of this master, through no path. Linux 4.13. EIO while it is locked, EBUSY where it is
 /// exclusive and CAP_SYS_ADMIN is missing.
 pub fn open_peer(master: BorrowedFd<'_>, flags: i32) -> Result<OwnedFd> {
-    let fd = with_number(master, TIOCGPTPEER, flags | libc::O_CLOEXEC)?;
+    open_peer_as(master, flags | libc::O_CLOEXEC)
+}
+
+/// The same with exactly these flags: the kernel keeps O_CLOEXEC among those of the description, where F_GETFL shows it.
+pub fn open_peer_as(master: BorrowedFd<'_>, flags: i32) -> Result<OwnedFd> {
+    let fd = with_number(master, TIOCGPTPEER, flags)?;
     // SAFETY: the kernel has just made this descriptor for us; nobody else knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

@@ -7,6 +7,7 @@ use crate::error::{Context, Result, Subject};
 use crate::ids::Pid;
 use crate::image::pb;
 use crate::inject::batch::{Answers, Batch, Buffer, CallId};
+use crate::procfs::Status;
 
 /// SECBIT_KEEP_CAPS | SECBIT_NO_SETUID_FIXUP: while the identity is being put together, no uid change may drop a capability.
 const SECBITS_WHILE_SETTING: i32 = (1 << 4) | (1 << 2);
@@ -159,6 +160,28 @@ pub fn restore_affinity(batch: &mut Batch, own: &pb::PtyagentThread, current: &[
     let Some(recorded) = own.cpu_affinity.as_deref().filter(|recorded| *recorded != current) else { return };
     let mask = batch.input(recorded);
     batch.must(libc::SYS_sched_setaffinity, [0u64.into(), recorded.len().into(), mask.into()]);
+}
+
+/// The credentials of a process, from its status and its secure bits, which prctl alone tells.
+pub fn credentials(status: &Status, secbits: u32) -> pb::CredsEntry {
+    let words = |set: u64| vec![set as u32, (set >> 32) as u32];
+    pb::CredsEntry {
+        uid: status.uid.real,
+        gid: status.gid.real,
+        euid: status.uid.effective,
+        egid: status.gid.effective,
+        suid: status.uid.saved,
+        sgid: status.gid.saved,
+        fsuid: status.uid.fs,
+        fsgid: status.gid.fs,
+        cap_inh: words(status.capabilities.inheritable),
+        cap_prm: words(status.capabilities.permitted),
+        cap_eff: words(status.capabilities.effective),
+        cap_bnd: words(status.capabilities.bounding),
+        secbits,
+        groups: status.groups.clone(),
+        ..Default::default()
+    }
 }
 
 /// Whether a task can be given other credentials than the ones it was created with.

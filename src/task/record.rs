@@ -194,7 +194,7 @@ fn core(
         sas: Some(signals.stack),
         pdeath_sig: Some(identity.pdeath_sig),
         signals_p: Some(outside.thread_pending.clone()),
-        creds: Some(creds(outside, identity)),
+        creds: Some(super::identity::credentials(&outside.status, identity.secbits)),
         comm: Some(comm),
         rseq_entry: outside.rseq.map(|rseq| pb::RseqEntry {
             rseq_abi_pointer: rseq.pointer,
@@ -216,28 +216,6 @@ fn core(
         ids: Some(ids),
         thread_core: Some(thread),
     })
-}
-
-fn creds(outside: &Outside, identity: &Identity) -> pb::CredsEntry {
-    let status = &outside.status;
-    let words = |set: u64| vec![set as u32, (set >> 32) as u32];
-    pb::CredsEntry {
-        uid: status.uid.real,
-        gid: status.gid.real,
-        euid: status.uid.effective,
-        egid: status.gid.effective,
-        suid: status.uid.saved,
-        sgid: status.gid.saved,
-        fsuid: status.uid.fs,
-        fsgid: status.gid.fs,
-        cap_inh: words(status.capabilities.inheritable),
-        cap_prm: words(status.capabilities.permitted),
-        cap_eff: words(status.capabilities.effective),
-        cap_bnd: words(status.capabilities.bounding),
-        secbits: identity.secbits,
-        groups: status.groups.clone(),
-        ..Default::default()
-    }
 }
 
 fn own_task(outside: &Outside, identity: &Identity) -> pb::PtyagentTask {

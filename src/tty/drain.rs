@@ -16,7 +16,7 @@ use crate::parasite_side::queue as side;
 use crate::wire;
 
 use super::queue::{End, Flow, Line, Queues};
-use super::record::info_id;
+use super::record::{info_id, real_index};
 use super::state::Peer;
 
 /// A terminal that is to be drained, and by whom.
@@ -38,7 +38,12 @@ pub struct Drained {
 
 /// Chooses who drains each terminal; a terminal that nobody can read, and one that is hung up, is left out.
 pub fn jobs(images: &Images) -> Vec<Job> {
-    let own = images.own.iter().flat_map(|own| &own.ttys).filter(|tty| tty.hung_up != Some(true));
+    // Opening the slave of a master for the first time could not be undone.
+    let own = images
+        .own
+        .iter()
+        .flat_map(|own| &own.ttys)
+        .filter(|tty| tty.hung_up != Some(true) && tty.slave_never_opened != Some(true));
     let mut indexes: Vec<u32> = own.filter_map(|tty| tty.tty_info_id).map(|id| id / 2).collect();
     indexes.dedup();
     indexes.into_iter().filter_map(|index| job(images, PtyIndex(index))).collect()
@@ -71,9 +76,83 @@ fn job(images: &Images, index: PtyIndex) -> Option<Job> {
     readers.next().map(|(pid, slave)| Job { index, pid: Pid(pid as i32), slave, master: -1 })
 }
 
+/// Refuses a terminal whose line discipline is not the usual one: its state and queues are its own.
+pub fn refuse_disciplines(images: &Images) -> Result<()> {
+    for tty in images.own.iter().flat_map(|own| &own.ttys) {
+        let Some(discipline) = tty.line_discipline.filter(|discipline| *discipline != 0) else { continue };
+        let id = tty.tty_info_id.unwrap_or(0);
+        let has = |entry: &&pb::FdinfoEntry| {
+            images
+                .files
+                .iter()
+                .any(|file| file.id == entry.id && file.tty.as_ref().is_some_and(|tty| tty.tty_info_id == id))
+        };
+        let found = images.fdinfo.iter().find_map(|(pid, table)| Some((*pid, table.iter().find(has)?.fd)));
+        let (pid, fd) = found.unwrap_or_default();
+        return Err(Error::Refused(Refusal {
+            pid: Pid(pid as i32),
+            comm: comm(images, pid),
+            fd: Some(fd as i32),
+            kind: format!("line discipline {discipline} on /dev/pts/{}", real_index(id / 2)),
+            remedy: "set it back to N_TTY (ldattach -d, or end the program that uses it), then dump again".into(),
+        }));
+    }
+    Ok(())
+}
+
+/// State that is not looked for, one sentence each.
+pub fn losses(images: &Images) -> Vec<String> {
+    let fresh = images.own.iter().flat_map(|own| &own.ttys).filter(|tty| tty.slave_never_opened == Some(true));
+    let loss = |tty: &pb::PtyagentTty| {
+        let index = tty.tty_info_id.unwrap_or(0) / 2;
+        format!("input typed ahead for /dev/pts/{index}, which nobody has opened yet, is not carried if there is any")
+    };
+    fresh.map(loss).collect()
+}
+
+/// Signals of O_ASYNC are off while the queues are worked on: each process switches its own descriptions off, and its parasite switches
+/// them on again should the controller die. The first holder of a description is the one that does it.
+struct Asynchronous {
+    pid: u32,
+    fd: u32,
+    flags: u32,
+}
+
+fn asynchronous(images: &Images) -> Vec<Asynchronous> {
+    let mut found = Vec::new();
+    for file in &images.files {
+        let Some(tty) = file.tty.as_ref().filter(|tty| tty.flags & libc::O_ASYNC as u32 != 0) else { continue };
+        let holder = |(pid, table): (&u32, &Vec<pb::FdinfoEntry>)| {
+            table.iter().find(|entry| entry.id == file.id).map(|entry| (*pid, entry.fd))
+        };
+        if let Some((pid, fd)) = images.fdinfo.iter().find_map(holder) {
+            found.push(Asynchronous { pid, fd, flags: tty.flags });
+        }
+    }
+    found
+}
+
+fn set_flags<'a>(batch: &mut Batch, ofds: impl Iterator<Item = &'a Asynchronous>, without: u32) {
+    for ofd in ofds {
+        let flags = u64::from(ofd.flags & !without);
+        batch.call(libc::SYS_fcntl, [u64::from(ofd.fd).into(), libc::F_SETFL.into(), flags.into()]);
+    }
+}
+
 /// Drains all terminals and records what was in them.
 pub fn drain(processes: &mut [Captured], images: &mut Images) -> Result<Vec<Drained>> {
     let mut drained = Vec::new();
+    let noisy = asynchronous(images);
+    for process in processes.iter_mut() {
+        let own = |ofd: &&Asynchronous| ofd.pid == process.pid.0 as u32;
+        if noisy.iter().any(|ofd| own(&ofd)) {
+            let (mut batch, mut undo) = (Batch::new(), Batch::new());
+            set_flags(&mut undo, noisy.iter().filter(own), 0);
+            set_flags(&mut batch, noisy.iter().filter(own), libc::O_ASYNC as u32);
+            process.tracee.set_undo(&undo, wire::UNDO_OFFSET)?;
+            process.tracee.ask(batch)?.all_done("switching signals off", Subject::Pid(process.pid))?;
+        }
+    }
     for process in processes.iter_mut() {
         let jobs: Vec<Job> = jobs(images).into_iter().filter(|job| job.pid == process.pid).collect();
         if jobs.len() as u64 > wire::HOLDS {
@@ -83,12 +162,19 @@ pub fn drain(processes: &mut [Captured], images: &mut Images) -> Result<Vec<Drai
                 wire::HOLDS
             )));
         }
-        drain_in(process, jobs, images, &mut drained)?;
+        let own: Vec<&Asynchronous> = noisy.iter().filter(|ofd| ofd.pid == process.pid.0 as u32).collect();
+        drain_in(process, jobs, images, &own, &mut drained)?;
     }
     Ok(drained)
 }
 
-fn drain_in(process: &mut Captured, jobs: Vec<Job>, images: &mut Images, drained: &mut Vec<Drained>) -> Result<()> {
+fn drain_in(
+    process: &mut Captured,
+    jobs: Vec<Job>,
+    images: &mut Images,
+    noisy: &[&Asynchronous],
+    drained: &mut Vec<Drained>,
+) -> Result<()> {
     if jobs.is_empty() {
         return Ok(());
     }
@@ -101,6 +187,7 @@ fn drain_in(process: &mut Captured, jobs: Vec<Job>, images: &mut Images, drained
         undo.operate(wire::OP_QUEUE_PUT_BACK, offset);
         drained.push(Drained { job, offset });
     }
+    set_flags(&mut undo, noisy.iter().copied(), 0);
     process.tracee.set_undo(&undo, wire::UNDO_OFFSET)?;
     let answers = process.tracee.ask(batch)?;
     let first = drained.len() - calls.len();
@@ -132,19 +219,16 @@ fn refuse_unless_empty(process: &mut Captured, job: &Job, images: &Images) -> Re
     }
     Err(Error::Refused(Refusal {
         pid: job.pid,
-        comm: String::from_utf8_lossy(
-            &images
-                .cores
-                .get(&(job.pid.0 as u32))
-                .and_then(|core| core.tc.as_ref())
-                .map(|task| task.comm.clone())
-                .unwrap_or_default(),
-        )
-        .into_owned(),
+        comm: comm(images, job.pid.0 as u32),
         fd: Some(job.slave),
         kind: format!("unread input of /dev/pts/{} that could not be put back without TIOCSTI", job.index),
         remedy: "dump as root, or set dev.tty.legacy_tiocsti to 1".into(),
     }))
+}
+
+fn comm(images: &Images, pid: u32) -> String {
+    let task = images.cores.get(&pid).and_then(|core| core.tc.as_ref());
+    String::from_utf8_lossy(&task.map(|task| task.comm.clone()).unwrap_or_default()).into_owned()
 }
 
 fn record(process: &Captured, drained: &Drained, images: &mut Images) -> Result<()> {
@@ -172,8 +256,22 @@ fn record(process: &Captured, drained: &Drained, images: &mut Images) -> Result<
     Ok(())
 }
 
-/// Puts everything back into the terminals that it came from.
-pub fn put_back(processes: &mut [Captured], drained: &[Drained]) -> Result<()> {
+/// Puts everything back into the terminals that it came from, and switches the signals on again.
+pub fn put_back(processes: &mut [Captured], images: &Images, drained: &[Drained]) -> Result<()> {
+    return_bytes(processes, drained)?;
+    let noisy = asynchronous(images);
+    for process in processes.iter_mut() {
+        let mut batch = Batch::new();
+        set_flags(&mut batch, noisy.iter().filter(|ofd| ofd.pid == process.pid.0 as u32), 0);
+        if !batch.is_empty() {
+            process.tracee.ask(batch)?.all_done("switching signals on again", Subject::Pid(process.pid))?;
+            process.tracee.clear_undo()?;
+        }
+    }
+    Ok(())
+}
+
+fn return_bytes(processes: &mut [Captured], drained: &[Drained]) -> Result<()> {
     for process in processes.iter_mut() {
         let mut batch = Batch::new();
         for drained in drained.iter().filter(|drained| drained.job.pid == process.pid) {

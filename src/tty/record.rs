@@ -26,6 +26,15 @@ pub fn info_id(index: PtyIndex, peer: Peer) -> u32 {
     index.0 * 2 + u32::from(peer == Peer::Master)
 }
 
+/// Hung up slaves are known by their old index with this added: the index itself may be another terminal's by now. All with the same old
+/// index are alike.
+pub const HUNG_UP: u32 = 1 << 20;
+
+/// The index that a terminal has, or had when it was alive.
+pub fn real_index(known_as: u32) -> u32 {
+    known_as & (HUNG_UP - 1)
+}
+
 /// Major numbers of pty slaves: 136 to 143, 256 indexes each... the minor has 20 bits since, so that one major is enough.
 const SLAVE_MAJORS: std::ops::RangeInclusive<u32> = 136..=143;
 
@@ -38,6 +47,8 @@ pub fn index_of(device: Device) -> Option<PtyIndex> {
 #[derive(Debug, Default)]
 struct Presence {
     master: Option<(Pid, RemoteFd)>,
+    /// The master tells that nobody has the slave open any more.
+    other_closed: bool,
     slaves: Vec<(Pid, RemoteFd)>,
     /// Leader of the session that it controls.
     leader: Option<Pid>,
@@ -63,6 +74,7 @@ impl Terminals {
                     FileKind::TtyMaster { index: Some(index) } => (index, Peer::Master),
                     FileKind::TtyMaster { index: None } => (master_index(table, descriptor.fd)?, Peer::Master),
                     FileKind::TtySlave { index } => (index, Peer::Slave),
+                    FileKind::HungUpSlave { index } => (PtyIndex(HUNG_UP + index.0), Peer::Slave),
                     _ => (slave_index(table, descriptor.fd)?, Peer::Slave),
                 };
                 let own_instance = matches!(descriptor.kind, FileKind::DevTty | FileKind::TtyMaster { .. });
@@ -71,7 +83,11 @@ impl Terminals {
                 }
                 let presence = terminals.present.entry(index).or_default();
                 match peer {
-                    Peer::Master => presence.master = presence.master.or(Some((table.pid, descriptor.fd))),
+                    Peer::Master if presence.master.is_none() => {
+                        presence.master = Some((table.pid, descriptor.fd));
+                        presence.other_closed = other_closed(table, descriptor.fd)?;
+                    }
+                    Peer::Master => {}
                     Peer::Slave => presence.slaves.push((table.pid, descriptor.fd)),
                 }
                 let id = ofds.get(&(table.pid, descriptor.fd)).ok_or(Error::Gone(table.pid))?;
@@ -132,6 +148,16 @@ fn master_index(table: &Table<'_>, fd: RemoteFd) -> Result<PtyIndex> {
     let copy = fetch(table, fd)?;
     let index = tty::get_index(copy.as_fd()).during("asking for the index", Subject::Fd(table.pid, fd.0))?;
     Ok(PtyIndex(index))
+}
+
+/// Whether the slave was open once and is not now. A master whose slave was never opened does not show that.
+fn other_closed(table: &Table<'_>, fd: RemoteFd) -> Result<bool> {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    use std::os::fd::AsFd;
+    let copy = fetch(table, fd)?;
+    let mut fds = [PollFd::new(copy.as_fd(), PollFlags::empty())];
+    poll(&mut fds, PollTimeout::ZERO).during("asking a master for its slave", Subject::Fd(table.pid, fd.0))?;
+    Ok(fds[0].revents().is_some_and(|events| events.contains(PollFlags::POLLHUP)))
 }
 
 fn slave_index(table: &Table<'_>, fd: RemoteFd) -> Result<PtyIndex> {
@@ -195,6 +221,8 @@ pub fn record(images: &mut Images, ids: &mut FileIds, terminals: &Terminals, rec
         let hung_up = slave.as_ref().is_some_and(|slave| slave.hung_up == Some(true));
         // A living slave whose master nobody in the tree holds has it outside: a terminal emulator, sshd, a multiplexer.
         let external = master.is_none() && !hung_up;
+        let fresh = presence.slaves.is_empty() && presence.leader.is_none() && !presence.other_closed;
+        let master = master.map(|master| pb::PtyagentTty { slave_never_opened: fresh.then_some(true), ..master });
         let master = master.or_else(|| {
             external.then(|| pb::PtyagentTty { master: Some(true), external: Some(true), ..Default::default() })
         });
@@ -226,7 +254,8 @@ pub fn record(images: &mut Images, ids: &mut FileIds, terminals: &Terminals, rec
 fn add(images: &mut Images, index: PtyIndex, peer: Peer, mut record: pb::PtyagentTty) {
     let id = info_id(index, peer);
     record.tty_info_id = Some(id);
-    let path = format!("/dev/pts/{index}");
+    let real = real_index(index.0);
+    let path = format!("/dev/pts/{real}");
     if record.hung_up != Some(true) {
         if let Ok(node) = std::fs::metadata(&path) {
             record.rdev = Some(node.rdev());
@@ -236,6 +265,6 @@ fn add(images: &mut Images, index: PtyIndex, peer: Peer, mut record: pb::Ptyagen
         }
     }
     record.path = Some(if peer == Peer::Master { b"/dev/ptmx".to_vec() } else { path.into_bytes() });
-    images.tty_info.push(state::to_info(&record, id, index.0));
+    images.tty_info.push(state::to_info(&record, id, real));
     images.own.get_or_insert_default().ttys.push(record);
 }

@@ -16,7 +16,7 @@ use crate::ids::PtyIndex;
 use crate::image::{Images, pb};
 use crate::sys::tty;
 
-use super::record::info_id;
+use super::record::{info_id, real_index};
 use super::state::{self, Peer, Size};
 
 /// Which index a restored pseudoterminal gets.
@@ -33,16 +33,24 @@ pub enum IndexPolicy {
 #[derive(Debug)]
 pub struct Pair {
     pub master: OwnedFd,
-    /// Our own description of the slave, for settings.
-    pub slave: OwnedFd,
+    /// Our own description of the slave, for settings; none where nobody has ever opened it.
+    pub slave: Option<OwnedFd>,
     /// The index that it has now.
     pub index: PtyIndex,
+}
+
+impl Pair {
+    /// What settings go through: those of the slave can be reached through the master.
+    fn settings(&self) -> BorrowedFd<'_> {
+        self.slave.as_ref().unwrap_or(&self.master).as_fd()
+    }
 }
 
 /// All pseudoterminals, by their recorded index.
 #[derive(Debug, Default)]
 pub struct Pairs {
     pairs: BTreeMap<u32, Pair>,
+    moved: Vec<(u32, u32)>,
 }
 
 impl Pairs {
@@ -52,10 +60,18 @@ impl Pairs {
 
     /// Recorded index and present index of each that has another one now.
     pub fn moved(&self) -> impl Iterator<Item = (u32, u32)> {
-        self.pairs
-            .iter()
-            .filter(|(recorded, pair)| **recorded != pair.index.0)
-            .map(|(recorded, pair)| (*recorded, pair.index.0))
+        self.moved.iter().copied()
+    }
+
+    /// Closes the stand-in for a master that was closed.
+    pub fn hang_up(&mut self, index: u32) {
+        self.pairs.remove(&index);
+    }
+
+    /// Closes everything but the master that is to be relayed.
+    pub fn let_go(&mut self, outside: Option<u32>) {
+        self.pairs.retain(|index, _| Some(*index) == outside);
+        self.pairs.values_mut().for_each(|pair| pair.slave = None);
     }
 
     /// Opens one and sets its state, all but what would get in the way of opening it again.
@@ -65,17 +81,26 @@ impl Pairs {
         let outside = master_record.is_some_and(|master| master.external == Some(true));
         // The user's terminal is a new one in any case: its index is kept where that is possible.
         let policy = if outside { IndexPolicy::Any } else { policy };
-        let master = open_index(PtyIndex(index), policy)?;
+        let master = open_index(PtyIndex(real_index(index)), policy)?;
         let now = tty::get_index(master.as_fd()).during("asking for the index", Subject::None)?;
         tty::set_lock(master.as_fd(), false).during("unlocking the pty", Subject::None)?;
-        let slave = tty::open_peer(master.as_fd(), libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC)
-            .during("opening the slave", Subject::None)?;
+        let slave = if master_record.is_some_and(|master| master.slave_never_opened == Some(true)) {
+            None
+        } else {
+            let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
+            Some(tty::open_peer(master.as_fd(), flags).during("opening the slave", Subject::None)?)
+        };
+        let pair = Pair { master, slave, index: PtyIndex(now) };
+        if now != real_index(index) {
+            self.moved.push((real_index(index), now));
+        }
         let living = [record, master_record].into_iter().flatten().find(|record| record.termios.is_some());
         if let Some(record) = living {
             let size = if outside { Size::Outside } else { Size::Recorded };
-            state::restore(slave.as_fd(), record, size)?;
+            state::restore(pair.settings(), record, size)?;
+            state::restore_node(&format!("/dev/pts/{now}"), record)?;
         }
-        self.pairs.insert(index, Pair { master, slave, index: PtyIndex(now) });
+        self.pairs.insert(index, pair);
         Ok(())
     }
 
@@ -93,6 +118,12 @@ impl Pairs {
         // Opened by its path where that leads to it, so that the descriptor shows the path as it did.
         let path = format!("/dev/pts/{}", pair.index);
         let again = flags & !libc::O_ASYNC | libc::O_NOCTTY | libc::O_CLOEXEC;
+        if flags & LARGEFILE == 0 {
+            // It came from TIOCGPTPEER: open(2) sets this flag always.
+            let again = flags & !libc::O_ASYNC | libc::O_NOCTTY;
+            return tty::open_peer_as(pair.master.as_fd(), again)
+                .during("opening the slave", Subject::Path(path.into()));
+        }
         match open(Path::new(&path), OFlag::from_bits_retain(again), Mode::empty()) {
             Ok(fd) => Ok(fd),
             Err(_) => {
@@ -105,11 +136,11 @@ impl Pairs {
     pub fn arm(&self, images: &Images, index: u32) -> Result<()> {
         let pair = self.get(index)?;
         if let Some(record) = images.own_tty(info_id(PtyIndex(index), Peer::Slave)) {
-            state::arm_slave(pair.slave.as_fd(), record)?;
+            state::arm_slave(pair.settings(), record)?;
         } else if let Some(record) = images.own_tty(info_id(PtyIndex(index), Peer::Master)) {
             // The slave was closed: its locked settings are known through the master.
             let locked_only = pb::PtyagentTty { termios_locked: record.termios_locked.clone(), ..Default::default() };
-            state::arm_slave(pair.slave.as_fd(), &locked_only)?;
+            state::arm_slave(pair.settings(), &locked_only)?;
         }
         if let Some(record) = images.own_tty(info_id(PtyIndex(index), Peer::Master)) {
             state::arm_master(pair.master.as_fd(), record)?;
@@ -119,7 +150,7 @@ impl Pairs {
 
     /// The slave of a terminal, as the service descriptor of a session.
     pub fn service(&self, tty_info_id: u32) -> Result<BorrowedFd<'_>> {
-        Ok(self.get(tty_info_id / 2)?.slave.as_fd())
+        Ok(self.get(tty_info_id / 2)?.settings())
     }
 
     /// Takes a master out, for the relay.
@@ -127,6 +158,9 @@ impl Pairs {
         self.pairs.remove(&index).map(|pair| pair.master)
     }
 }
+
+/// O_LARGEFILE as the kernel keeps it, which libc calls 0 on x86-64.
+const LARGEFILE: i32 = 0o100_000;
 
 fn open_ptmx() -> Result<OwnedFd> {
     let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;

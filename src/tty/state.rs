@@ -76,10 +76,14 @@ impl Asked {
                 record.hung_up = Some(true);
                 return Ok(record);
             }
+            // Another line discipline than N_TTY: a dump refuses it.
+            Err(Errno::EINVAL | Errno::ENOTTY | Errno::EOPNOTSUPP) => record.hung_up = Some(false),
             Err(errno) => return Err(Error::sys("asking a terminal for its settings", Subject::None, errno)),
         }
         let number = |(call, buffer): (CallId, Buffer)| answers.result(call).ok().map(|_| answers.u32(buffer, 0));
-        record.termios = Some(termios(answers, self.termios.1, true));
+        if answers.result(self.termios.0).is_ok() {
+            record.termios = Some(termios(answers, self.termios.1, true));
+        }
         if answers.result(self.locked.0).is_ok() {
             record.termios_locked = Some(termios(answers, self.locked.1, false));
         }
@@ -204,21 +208,22 @@ pub fn restore(slave: BorrowedFd<'_>, own: &pb::PtyagentTty, size: Size) -> Resu
     if let Some(termios) = &own.termios {
         set("setting the terminal's modes", tty::set_termios(slave, &to_termios2(termios)))?;
     }
-    restore_node(slave, own)
+    Ok(())
 }
 
 /// Gives the device node its owner and mode back, where they differ from a fresh one's.
-fn restore_node(slave: BorrowedFd<'_>, own: &pb::PtyagentTty) -> Result<()> {
-    let now = nix::sys::stat::fstat(slave).during("looking at a terminal's node", Subject::None)?;
+pub fn restore_node(path: &str, own: &pb::PtyagentTty) -> Result<()> {
+    let now = nix::sys::stat::stat(path).during("looking at a terminal's node", Subject::None)?;
     let (uid, gid) = (own.uid.unwrap_or(now.st_uid), own.gid.unwrap_or(now.st_gid));
     if (uid, gid) != (now.st_uid, now.st_gid) {
-        nix::unistd::fchown(slave, Some(uid.into()), Some(gid.into()))
+        nix::unistd::chown(path, Some(uid.into()), Some(gid.into()))
             .during("giving a terminal's node its owner (needs CAP_CHOWN)", Subject::None)?;
     }
     let mode = own.mode.unwrap_or(now.st_mode) & 0o7777;
     if mode != now.st_mode & 0o7777 {
         let mode = nix::sys::stat::Mode::from_bits_truncate(mode);
-        nix::sys::stat::fchmod(slave, mode).during("giving a terminal's node its mode", Subject::None)?;
+        nix::sys::stat::fchmodat(nix::fcntl::AT_FDCWD, path, mode, nix::sys::stat::FchmodatFlags::FollowSymlink)
+            .during("giving a terminal's node its mode", Subject::None)?;
     }
     Ok(())
 }

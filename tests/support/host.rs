@@ -32,14 +32,18 @@ impl TempDir {
 /// A lock that all test processes of this build share.
 pub struct Serial(Flock<File>);
 
-/// Waits until no other test of this build holds it: for tests whose PIDs must stay free while their tree is dead.
+/// Waits until no other test of this machine holds it: for tests whose process ids and terminal indexes must stay free while their tree is
+/// dead.
 pub fn serial() -> Serial {
-    Serial(lock("serial.lock"))
+    Serial(lock_in(&std::env::temp_dir(), "ptyagent-tests.lock"))
 }
 
 pub(super) fn lock(name: &str) -> Flock<File> {
-    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-    let file = File::options().create(true).append(true).open(path).unwrap();
+    lock_in(Path::new(env!("CARGO_TARGET_TMPDIR")), name)
+}
+
+fn lock_in(dir: &Path, name: &str) -> Flock<File> {
+    let file = File::options().create(true).append(true).open(dir.join(name)).unwrap();
     Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| errno).unwrap()
 }
 

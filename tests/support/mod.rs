@@ -8,6 +8,8 @@ mod host;
 mod pty;
 mod reaper;
 mod snapshot;
+mod stage;
+mod stage_tty;
 mod victim;
 
 pub use checkpoint::{dump, dump_running, page_differences, pages, report, restore};
@@ -16,6 +18,8 @@ pub use host::{Serial, TempDir, ptyagent, require, require_from, serial, skip, u
 pub use pty::{Pty, Reading, Size};
 pub use reaper::{Subreaper, kill_session, subreaper};
 pub use snapshot::{Stat, TaskSnapshot, assert_same_lines, ps_line, shown, snapshot, stat};
+pub use stage::{Answer, Arg, Stage, hex, parse, room};
+pub use stage_tty::RDWR;
 pub use victim::{Counters, Victim, compile};
 
 use std::time::Duration;

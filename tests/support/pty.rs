@@ -14,7 +14,7 @@ use nix::pty::{PtyMaster, grantpt, posix_openpt, ptsname_r, unlockpt};
 use nix::sys::stat::Mode;
 use nix::unistd;
 use ptyagent::ids::Pid;
-use ptyagent::sys::terminal::{self, Winsize};
+use ptyagent::sys::tty::{self, WinSize};
 
 use super::{PATIENCE, kill_session, require_from};
 
@@ -101,11 +101,14 @@ impl Pty {
         require_from("setsid", "util-linux");
         assert!(self.child.is_none(), "a program runs already");
         let slave = self.slave.take().unwrap();
-        let mut command = Command::new("setsid");
-        command.arg("--ctty").args(argv).env_clear();
-        command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
-        command.envs([("TERM", "xterm"), ("PS1", "$ "), ("LC_ALL", "C.UTF-8"), ("HISTFILE", ""), ("HOME", "/")]);
-        command.envs(env.iter().copied());
+        // What the test runner left open is not the session's: a dump would refuse a pipe of the runner's.
+        let close = "for fd in /proc/self/fd/*; do n=${fd##*/}; (( n > 2 )) && eval \"exec $n>&-\"; done; exec \"$@\"";
+        let mut command = Command::new("bash");
+        command.args(["-c", close, "bash", "setsid", "--ctty", "env"]);
+        // By env(1), since a bash that runs a command drops PS1.
+        let ours = [("TERM", "xterm"), ("PS1", "$ "), ("LC_ALL", "C.UTF-8"), ("HISTFILE", ""), ("HOME", "/")];
+        command.args(ours.iter().chain(env).map(|(name, value)| format!("{name}={value}"))).args(argv);
+        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
         command.stdin(slave.try_clone().unwrap()).stdout(slave.try_clone().unwrap()).stderr(slave);
         self.child = Some(command.spawn().unwrap());
     }
@@ -141,8 +144,8 @@ impl Pty {
 
     pub fn resize(&self, size: Size) {
         self.state().parser.screen_mut().set_size(size.rows, size.cols);
-        let size = Winsize { ws_row: size.rows, ws_col: size.cols, ..Winsize::default() };
-        terminal::tiocswinsz(self.master(), &size).unwrap();
+        let size = WinSize { ws_row: size.rows, ws_col: size.cols, ..WinSize::default() };
+        tty::set_winsize(self.master(), &size).unwrap();
     }
 
     /// Stops or continues taking what the terminal shows.
@@ -179,7 +182,7 @@ impl Pty {
     /// Waits until the program ends, and yields its status.
     pub fn wait_for_exit(&mut self, limit: Duration) -> ExitStatus {
         let pid = self.pid();
-        let pidfd = terminal::pidfd_of(Pid(pid)).unwrap();
+        let pidfd = ptyagent::sys::process::pidfd_open(Pid(pid)).unwrap();
         let timeout = PollTimeout::try_from(limit).unwrap();
         let ready = poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], timeout).unwrap();
         assert!(ready == 1, "process {pid} still runs after {limit:?}; its screen:\n{}", self.screen_text());

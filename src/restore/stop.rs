@@ -1,0 +1,38 @@
+//! Stopping a task that was stopped, once it is let go.
+
+use std::time::Instant;
+
+use crate::error::{Error, Result};
+use crate::ids::Pid;
+use crate::image::pb;
+use crate::procfs::{Stat, State};
+
+/// Whether a stop signal would still stop the task: default action, not blocked.
+pub fn stop_action(core: &pb::CoreEntry, signal: i32) -> bool {
+    let Some(task) = &core.tc else { return false };
+    let blocked = task.blk_sigset & (1 << (signal - 1).max(0)) != 0;
+    let default = crate::task::signals::settable()
+        .zip(&task.sigactions)
+        .find(|(number, _)| *number == signal)
+        .is_none_or(|(_, action)| action.sigaction == 0);
+    default && !blocked
+}
+
+/// Waits until a task that was let go has stopped; a signal that did not stop it is followed by one that does.
+pub fn await_stop(pid: Pid, send: impl Fn(i32) -> Result<()>) -> Result<()> {
+    let start = Instant::now();
+    let mut insisted = false;
+    loop {
+        if Stat::read(pid)?.state == State::Stopped {
+            return Ok(());
+        }
+        if !insisted && start.elapsed().as_millis() > 50 {
+            insisted = true;
+            send(libc::SIGSTOP)?;
+        }
+        if start.elapsed().as_secs() > 5 {
+            return Err(Error::failed(format!("process {pid} did not stop again")));
+        }
+        std::thread::yield_now();
+    }
+}

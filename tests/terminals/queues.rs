@@ -1,0 +1,187 @@
+//! Queues, byte for byte, with read boundaries.
+
+use crate::cases::Case;
+use crate::support::{Arg, Stage, parse, room};
+
+const GROUP: &str = "queues";
+const M: i32 = 10;
+const S: i32 = 20;
+
+pub fn cases() -> Vec<Case> {
+    let mut cases = input();
+    cases.extend(pastes());
+    cases.extend(output());
+    cases
+}
+
+fn typed(name: &'static str, setup: fn(&mut Stage)) -> Case {
+    Case::kept(GROUP, name, setup)
+}
+
+fn with(s: &mut Stage, bytes: &[u8]) {
+    s.pair("root", M, S);
+    s.type_in("root", M, bytes);
+}
+
+fn raw(s: &mut Stage, bytes: &[u8]) {
+    s.pair("root", M, S);
+    s.set_termios("root", S, |flags, _| flags[3] &= !(libc::ICANON | libc::ECHO | libc::ISIG | libc::IEXTEN));
+    s.type_in("root", M, bytes);
+}
+
+fn input() -> Vec<Case> {
+    vec![
+        typed("several lines", |s| with(s, b"one\rtwo\r\rfour\r")),
+        typed("an unfinished line", |s| with(s, b"half a li")),
+        typed("lines and an unfinished one", |s| with(s, b"one\rtwo\rpart")),
+        typed("an EOF mark alone", |s| with(s, b"\x04")),
+        typed("two EOF marks", |s| with(s, b"\x04\x04")),
+        typed("text ended by EOF", |s| with(s, b"abc\x04def\x04g")),
+        typed("text ended by VEOL and VEOL2", |s| {
+            s.pair("root", M, S);
+            s.set_termios("root", S, |_, rest| (rest[1 + libc::VEOL], rest[1 + libc::VEOL2]) = (b';', b'!'));
+            s.type_in("root", M, b"one;two!three\rfour;five\x04part");
+        }),
+        typed("quoted control characters", |s| with(s, b"a\x16\x03b\x16\x04c\x16\x16d\x16\r\rpa\x16\x7frt")),
+        typed("a literal-next that waits for its character", |s| with(s, b"one\rab\x16")),
+        typed("NUL and high bytes", |s| {
+            s.pair("root", M, S);
+            let all: Vec<u8> = (0..=255).flat_map(|byte| [0x16, byte]).collect();
+            s.type_in("root", M, &[&all[..], b"\r\0\xff\xfe\r\0part\xff"].concat());
+        }),
+        typed("without echo", |s| {
+            s.pair("root", M, S);
+            s.set_termios("root", S, |flags, _| flags[3] &= !libc::ECHO);
+            s.type_in("root", M, b"secret\rpass");
+        }),
+        typed("raw input, 1 byte", |s| raw(s, b"x")),
+        typed("raw input, 4,000 bytes", |s| raw(s, &pattern(4000))).verified(joined),
+        typed("raw input, 20,000 bytes", |s| raw(s, &pattern(20000))).verified(joined),
+        typed("raw input with the INTR character", |s| raw(s, b"a\x03b\x1c\x1a")),
+        typed("a reader that is blocked in read() stays blocked", |s| {
+            s.pair("root", M, S);
+            s.fork("root", "reader");
+            s.post("reader", &Stage::line(libc::SYS_read, &[S.into(), room(100), 100.into()]));
+            s.blocked.insert("reader".into());
+            assert!(!s.has_answer("reader"));
+        })
+        .verified(|s| {
+            let early = s.has_answer("reader");
+            s.type_in("root", M, b"for the reader\r");
+            let read = s.hear("reader");
+            s.blocked.clear();
+            let mut facts = vec![format!("{early} {read}")];
+            facts.extend(s.exhaust());
+            facts
+        }),
+    ]
+}
+
+fn pattern(len: usize) -> Vec<u8> {
+    (0..len).map(|n| b'a' + (n % 23) as u8).collect()
+}
+
+/// The bytes of all reads together: how many come with one read of a full queue is a race with the kernel's worker.
+fn joined(s: &mut Stage) -> Vec<String> {
+    let mut bytes = String::new();
+    for _ in 0..3 {
+        for read in s.drain("root", S) {
+            bytes.push_str(read.split_once(':').unwrap().1);
+        }
+    }
+    let mut facts = vec![bytes];
+    facts.extend(s.exhaust());
+    facts
+}
+
+fn paste(end: &str) -> Vec<u8> {
+    (0..20_000 / 29).flat_map(|n| format!("a line of text number {n:04}{end}").into_bytes()).collect()
+}
+
+fn pastes() -> Vec<Case> {
+    vec![
+        typed("a full line buffer, nothing behind it", |s| with(s, &[&[b'x'; 4000][..], b"\r", &[b'y'; 90]].concat())),
+        typed("20 KB of lines that end in LF, with echo", |s| with(s, &paste("\n"))),
+        typed("20 KB of lines that end in CR, with echo", |s| with(s, &paste("\r"))),
+        typed("20 KB of lines without echo", |s| {
+            s.pair("root", M, S);
+            s.set_termios("root", S, |flags, _| flags[3] &= !libc::ECHO);
+            s.type_in("root", M, &paste("\r"));
+        }),
+        typed("a line that is longer than the line buffer", |s| with(s, &[&[b'x'; 6000][..], b"\rnext\r"].concat())),
+    ]
+}
+
+fn output() -> Vec<Case> {
+    vec![
+        typed("output, 1 byte", |s| {
+            s.pair("root", M, S);
+            s.write("root", S, b"x");
+        }),
+        typed("output of lines, unchanged by OPOST", |s| {
+            s.pair("root", M, S);
+            s.write("root", S, b"one\ntwo\tthree\r\n");
+        }),
+        typed("output until nothing more fits", |s| {
+            s.pair("root", M, S);
+            s.type_in("root", S, &pattern(30_000));
+        })
+        .verified(all_output)
+        .but(
+            "poll=",
+            "a poll of the slave may tell POLLOUT again: how much room is left depends on the sizes of the writes",
+        ),
+        typed("output until nothing more fits, in packet mode", |s| {
+            s.pair("root", M, S);
+            s.ioctl_in("root", M, ptyagent::sys::tty::TIOCPKT, &1i32.to_ne_bytes());
+            s.type_in("root", S, &pattern(30_000));
+        })
+        .verified(packet_output)
+        .but(
+            "poll=",
+            "a poll of the slave may tell POLLOUT again: how much room is left depends on the sizes of the writes",
+        ),
+        typed("output and input", |s| {
+            s.pair("root", M, S);
+            s.write("root", S, b"prompt\n$ ");
+            s.type_in("root", M, b"ls\rpart");
+        }),
+        typed("a writer that is blocked in write()", |s| {
+            s.pair("root", M, S);
+            s.fork("root", "writer");
+            let text = pattern(48_000);
+            s.post("writer", &Stage::line(libc::SYS_write, &[S.into(), text.as_slice().into(), 48_000.into()]));
+            s.blocked.insert("writer".into());
+            while s.events("root", S, libc::POLLOUT) != 0 || s.events("root", M, libc::POLLIN) == 0 {}
+            assert!(!s.has_answer("writer"));
+        })
+        .verified(writer),
+    ]
+}
+
+fn all_output(s: &mut Stage) -> Vec<String> {
+    let reads = s.drain("root", M);
+    let mut facts = vec![reads.iter().map(|read| read.split_once(':').unwrap().1).collect()];
+    facts.extend(s.exhaust());
+    facts
+}
+
+fn packet_output(s: &mut Stage) -> Vec<String> {
+    // Each read begins with a status byte, and their sizes are a race with the kernel's worker.
+    let reads = s.drain("root", M);
+    let mut facts = vec![reads.iter().map(|read| read.split_once(':').unwrap().1.replacen("\\x00", "", 1)).collect()];
+    facts.extend(s.exhaust());
+    facts
+}
+
+/// Reads until the blocked write has returned.
+fn writer(s: &mut Stage) -> Vec<String> {
+    let mut total = Vec::new();
+    while total.len() < 48_000 {
+        let answer = s.must("root", libc::SYS_read, &[M.into(), room(8192), Arg::Number(8192)]);
+        total.extend_from_slice(&answer.rooms[0][..answer.result as usize]);
+    }
+    let answer = parse(&s.hear("writer"));
+    s.blocked.clear();
+    vec![format!("{} of {}, same {}", answer.result, total.len(), total == pattern(48_000))]
+}

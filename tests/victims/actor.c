@@ -1,0 +1,197 @@
+/* A process that does what its script says, one system call at a time.
+ *
+ *   actor DIR
+ *
+ * Detaches as "root" (a session leader without terminal, orphaned). An actor NAME reads lines from the FIFO DIR/NAME.in and answers
+ * each with a line in the FIFO DIR/NAME.out:
+ *
+ *   sys NR ARG...   a system call; an ARG is a number, #HEX (bytes passed in), ~HEX (the same, answered) or @N (room for N bytes).
+ *                   Answer: the result, negative for an error, and as hex what is in each ~HEX and @N then.
+ *   fork NAME       makes the actor NAME. Answer: its pid.
+ *   signals         "NUMBER:COUNT" of every signal that was caught.
+ *   default N       the default action for signal N.
+ *   exit N
+ *
+ * Every signal that can be caught is counted; calls are restarted behind it. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+enum { IN = 200, OUT = 201, LINE = 1 << 17, ROOM = 1 << 17, ARGS = 6 };
+
+static char line[LINE], rooms[ARGS][ROOM], answer[2 * LINE];
+static volatile sig_atomic_t counts[65];
+
+static void die(const char *what)
+{
+	perror(what);
+	_exit(1);
+}
+
+static void count(int number)
+{
+	counts[number]++;
+}
+
+static void say(const char *text)
+{
+	size_t done = 0, len = strlen(text);
+	while (done < len) {
+		ssize_t some = write(OUT, text + done, len - done);
+		if (some > 0)
+			done += some;
+		else if (errno != EINTR)
+			_exit(2);
+	}
+}
+
+static void sayf(const char *format, ...)
+{
+	char text[256];
+	va_list list;
+	va_start(list, format);
+	vsnprintf(text, sizeof text, format, list);
+	va_end(list);
+	say(text);
+}
+
+/* Reads one line of the script. */
+static void hear(void)
+{
+	size_t len = 0;
+	for (;;) {
+		ssize_t some = read(IN, line + len, 1);
+		if (some < 0 && errno == EINTR)
+			continue;
+		if (some != 1 || len + 1 == LINE)
+			_exit(3);
+		if (line[len] == '\n')
+			break;
+		len++;
+	}
+	line[len] = 0;
+}
+
+static int open_end(const char *name, const char *kind, int at)
+{
+	char path[64];
+	snprintf(path, sizeof path, "%s.%s", name, kind);
+	if (mkfifo(path, 0600) && errno != EEXIST)
+		die(path);
+	int fd = open(path, O_RDWR | O_CLOEXEC);
+	if (fd < 0)
+		die(path);
+	if (fd != at) {
+		dup3(fd, at, O_CLOEXEC);
+		close(fd);
+	}
+	return at;
+}
+
+static void take_part(const char *name)
+{
+	close(IN);
+	close(OUT);
+	open_end(name, "in", IN);
+	open_end(name, "out", OUT);
+	memset((void *)counts, 0, sizeof counts);
+	sayf("%d\n", getpid());
+}
+
+static size_t from_hex(const char *text, char *bytes)
+{
+	size_t len = 0;
+	unsigned value;
+	while (len < ROOM && sscanf(text + 2 * len, "%2x", &value) == 1)
+		bytes[len++] = (char)value;
+	return len;
+}
+
+static void call(char *text)
+{
+	static const char digits[] = "0123456789abcdef";
+	long args[ARGS + 1] = { 0 };
+	size_t sizes[ARGS + 1] = { 0 };
+	int n = 0;
+	for (char *word = strtok(text, " "); word && n <= ARGS; word = strtok(NULL, " "), n++) {
+		char *room = n ? rooms[n - 1] : NULL;
+		if (n && (*word == '#' || *word == '~')) {
+			size_t len = from_hex(word + 1, room);
+			sizes[n] = *word == '~' ? len : 0;
+			args[n] = (long)room;
+		} else if (n && *word == '@') {
+			sizes[n] = strtoul(word + 1, NULL, 10);
+			memset(room, 0, sizes[n]);
+			args[n] = (long)room;
+		} else {
+			args[n] = strtol(word, NULL, 0);
+		}
+	}
+	long result = syscall(args[0], args[1], args[2], args[3], args[4], args[5], args[6]);
+	char *at = answer + sprintf(answer, "%ld", result < 0 ? -(long)errno : result);
+	for (n = 1; n <= ARGS; n++) {
+		if (!sizes[n])
+			continue;
+		*at++ = ' ';
+		for (size_t i = 0; i < sizes[n]; i++) {
+			*at++ = digits[(unsigned char)rooms[n - 1][i] >> 4];
+			*at++ = digits[rooms[n - 1][i] & 15];
+		}
+	}
+	strcpy(at, "\n");
+	say(answer);
+}
+
+static void signals(void)
+{
+	answer[0] = 0;
+	for (int number = 1; number < 65; number++)
+		if (counts[number])
+			sprintf(answer + strlen(answer), "%d:%d ", number, (int)counts[number]);
+	strcat(answer, "\n");
+	say(answer);
+}
+
+int main(int argc, char **argv)
+{
+	if (argc != 2 || chdir(argv[1]))
+		die("usage: actor DIR");
+	if (fork())
+		_exit(0);
+	setsid();
+	close_range(3, ~0U, 0);
+	struct sigaction action = { .sa_handler = count, .sa_flags = SA_RESTART };
+	for (int number = 1; number < 65; number++)
+		if (number != SIGSEGV && number != SIGBUS && number != SIGILL && number != SIGFPE)
+			sigaction(number, &action, NULL);
+	take_part("root");
+	for (;;) {
+		hear();
+		if (!strncmp(line, "sys ", 4)) {
+			call(line + 4);
+		} else if (!strncmp(line, "fork ", 5)) {
+			pid_t pid = fork();
+			if (!pid)
+				take_part(line + 5);
+			else
+				sayf("%d\n", pid);
+		} else if (!strcmp(line, "signals")) {
+			signals();
+		} else if (!strncmp(line, "default ", 8)) {
+			signal(atoi(line + 8), SIG_DFL);
+			sayf("0\n");
+		} else if (!strncmp(line, "exit ", 5)) {
+			_exit(atoi(line + 5));
+		} else {
+			sayf("-1\n");
+		}
+	}
+}
