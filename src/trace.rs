@@ -122,15 +122,42 @@ impl Running {
         let mut running = self;
         loop {
             let tid = running.tid;
-            let stopped = match running.wait()? {
-                Wait::Gone(_) => return Err(Error::Gone(Pid(tid.0))),
-                Wait::Stopped(stopped) => stopped,
-            };
-            match stopped.reason {
-                StopReason::Interrupt | StopReason::GroupStop(_) => return Ok(stopped),
-                _ => running = stopped.cont()?,
+            match settled(tid, running.wait()?)? {
+                Ok(stopped) => return Ok(stopped),
+                Err(more) => running = more,
             }
         }
+    }
+
+    /// As [`settle`](Running::settle), for at most `limit`; hands itself back where there is no stop by then.
+    pub fn settle_within(self, limit: Duration) -> Result<std::result::Result<Stopped, Running>> {
+        let deadline = Instant::now() + limit;
+        let mut running = self;
+        loop {
+            let tid = running.tid;
+            match running.poll()? {
+                Err(same) if Instant::now() >= deadline => return Ok(Err(same)),
+                Err(same) => {
+                    std::thread::yield_now();
+                    running = same;
+                }
+                Ok(wait) => match settled(tid, wait)? {
+                    Ok(stopped) => return Ok(Ok(stopped)),
+                    Err(more) => running = more,
+                },
+            }
+        }
+    }
+}
+
+/// The stop that was asked for, or the tracee on its way after another one.
+fn settled(tid: Tid, wait: Wait) -> Result<std::result::Result<Stopped, Running>> {
+    match wait {
+        Wait::Gone(_) => Err(Error::Gone(Pid(tid.0))),
+        Wait::Stopped(stopped) => match stopped.reason {
+            StopReason::Interrupt | StopReason::GroupStop(_) => Ok(Ok(stopped)),
+            _ => Ok(Err(stopped.cont()?)),
+        },
     }
 }
 

@@ -6,13 +6,16 @@
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Refusal, Result};
 use crate::ids::{Pid, Tid};
 use crate::procfs::{self, Stat};
 use crate::sys::process::{pidfd_open, pidfd_poll};
 use crate::sys::ptrace;
 use crate::trace::{Running, Stopped};
+
+use super::survey::waits_in_vfork;
 
 /// Readings of the tree, at most; a tree that still changes then is multiplying.
 const MAX_PASSES: usize = 100;
@@ -95,7 +98,7 @@ impl Frozen {
             }
         }
         for (pid, pidfd, running) in coming {
-            let stopped = match running.settle() {
+            let stopped = match settle(pid, running) {
                 Ok(stopped) => stopped,
                 Err(Error::Gone(_)) => continue,
                 Err(error) => return Err(error),
@@ -127,6 +130,32 @@ impl Frozen {
             process.leader.release()?;
         }
         Ok(())
+    }
+}
+
+/// How long a process may take to stop.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Waits for a stop, which a process in vfork does not reach before its child, which may be stopped already, goes on.
+fn settle(pid: Pid, running: Running) -> Result<Stopped> {
+    const LOOK: Duration = Duration::from_millis(20);
+    let deadline = Instant::now() + PATIENCE;
+    let mut running = running;
+    loop {
+        running = match running.settle_within(LOOK)? {
+            Ok(stopped) => return Ok(stopped),
+            Err(running) => running,
+        };
+        let refuse = |kind: &str, remedy: &str| {
+            let comm = Stat::read(pid).map(|stat| stat.comm_text()).unwrap_or_default();
+            Err(Error::Refused(Refusal { pid, comm, fd: None, kind: kind.into(), remedy: remedy.into() }))
+        };
+        if waits_in_vfork(pid) {
+            return refuse("it waits in vfork for its child", "try again when the child has started its program");
+        }
+        if Instant::now() > deadline {
+            return refuse("it sleeps uninterruptibly in the kernel", "wait until the device answers, then try again");
+        }
     }
 }
 

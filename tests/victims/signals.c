@@ -6,7 +6,8 @@
  *   itimer    SIGALRM every millisecond; ROUNDS is their number
  *   queued    a child sends SIGRTMIN with the values 1, 2, 3, ...; WRONG counts one that is not the next
  *   children  forks a child that ends at once, and waits for SIGCHLD and for it
- *   vfork     waits in vfork for a child that waits for a byte of DIR/in */
+ *   vfork     waits in vfork for a child that waits for a byte of DIR/in
+ *   zombie    leaves its dead child alone until a byte comes through DIR/in, then waits for it */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -130,6 +131,24 @@ static void in_vfork(void)
 		pause();
 }
 
+static void zombie(void)
+{
+	int in = open("in", O_RDWR | O_CLOEXEC);
+	int status = 0;
+	char byte;
+	pid_t child = fork();
+	if (!child)
+		_exit(9);
+	slot[READY] = 1;
+	if (read(in, &byte, 1) != 1)
+		slot[EINTRS]++;
+	if (waitpid(child, &status, 0) != child || !WIFEXITED(status) || WEXITSTATUS(status) != 9)
+		slot[WRONG]++;
+	slot[ROUNDS]++;
+	for (;;)
+		pause();
+}
+
 int main(int argc, char **argv)
 {
 	if (argc != 3 || chdir(argv[1]))
@@ -141,6 +160,8 @@ int main(int argc, char **argv)
 	close(counters);
 	if (!strcmp(argv[2], "vfork"))
 		in_vfork();
+	if (!strcmp(argv[2], "zombie"))
+		zombie();
 	slot[READY] = 1;
 	if (!strcmp(argv[2], "itimer"))
 		itimer();

@@ -111,7 +111,7 @@ pub(super) fn refuse_uninjectable(survey: &Survey, task: &TaskFacts) -> Result<(
             _ => refuse(pid, comm, "its main thread has ended while others run on", "end the program, then try again"),
         };
     };
-    if attributes::wchan(pid).is_ok_and(|wchan| wchan.contains("vfork")) {
+    if waits_in_vfork(pid) {
         return refuse_vfork(survey, task);
     }
     match still_in_disk_sleep(task)? {
@@ -123,6 +123,13 @@ pub(super) fn refuse_uninjectable(survey: &Survey, task: &TaskFacts) -> Result<(
         ),
         false => Ok(()),
     }
+}
+
+/// Whether a process waits for the child that it made with vfork. The kernel's function that waits may be part of its caller, where nothing
+/// else waits.
+pub fn waits_in_vfork(pid: Pid) -> bool {
+    attributes::wchan(pid).is_ok_and(|wchan| wchan.contains("vfork") || wchan == "kernel_clone")
+        && Stat::read(pid).is_ok_and(|stat| stat.state == State::DiskSleep)
 }
 
 fn refuse_vfork(survey: &Survey, task: &TaskFacts) -> Result<()> {
