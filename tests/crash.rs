@@ -149,7 +149,7 @@ fn nanosleep() {
 
 #[test]
 fn a_call_with_a_timeout() {
-    victim("futex_timed");
+    victim("poll_timed");
 }
 
 #[test]
