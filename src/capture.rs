@@ -11,8 +11,8 @@ use crate::files::dump as file_records;
 use crate::files::dump::{FileIds, Table};
 use crate::files::kind::{Descriptor, FileKind};
 use crate::files::ofd::{self, OfdTable};
-use crate::ids::{Pid, Tid};
-use crate::image::{Images, pb};
+use crate::ids::Pid;
+use crate::image::Images;
 use crate::inject::batch::{Answers, Batch};
 use crate::inject::rest::Transfer;
 use crate::inject::{Entry, Infected, Placement, ThreadState, restart, rseq};
@@ -329,10 +329,6 @@ impl Captured {
         self.tracee.forget_killed();
         self.threads.into_iter().for_each(Stopped::forget_killed);
     }
-
-    pub fn tid(&self) -> Tid {
-        Tid::from(self.pid)
-    }
 }
 
 impl Tree {
@@ -343,9 +339,4 @@ impl Tree {
         }
         Ok(())
     }
-}
-
-/// The record of a process in the images.
-pub fn own_task(images: &mut Images, pid: Pid) -> Option<&mut pb::PtyagentTask> {
-    images.own.as_mut()?.tasks.iter_mut().find(|task| task.pid == Some(pid.0 as u32))
 }

@@ -15,6 +15,7 @@ use crate::sys::process::probe::{self, Attempt, MmMap, try_in_child};
 use crate::sys::process::stub::{OnParentDeath, Stub, StubPid, clone_with_pid};
 use crate::sys::process::{KcmpType, RemoteRange, kcmp, memfd_create, pidfd_getfd, pidfd_open, process_vm_readv};
 use crate::sys::process::{pidfd_send_signal, wait4};
+use crate::sys::{pagemap, ptrace};
 
 /// What the bootstrap code needs in the unused tail of the vDSO, in bytes, generously.
 const STUB_LEN: usize = 300;
@@ -209,7 +210,7 @@ fn forced_write(child: &ProbeChild) -> Outcome {
 }
 
 fn rseq(child: &ProbeChild) -> Outcome {
-    match probe::rseq_area(child.tid()) {
+    match ptrace::rseq_configuration(child.tid()).map(|config| config.pointer) {
         Ok(0) => (Yes, "readable; none registered here".to_owned()),
         Ok(_) => (Yes, "readable".to_owned()),
         Err(errno) => failed(errno),
@@ -217,8 +218,8 @@ fn rseq(child: &ProbeChild) -> Outcome {
 }
 
 fn xstate(child: &ProbeChild) -> Outcome {
-    match probe::xstate_len(child.tid()) {
-        Ok(len) => (Yes, format!("{len} bytes for each thread")),
+    match ptrace::get_xstate(child.tid()) {
+        Ok(state) => (Yes, format!("{} bytes for each thread", state.len())),
         Err(errno) => failed(errno),
     }
 }
@@ -306,7 +307,11 @@ fn executable_memory() -> Outcome {
 fn pagemap_scan() -> Outcome {
     let page = READ_ONLY.as_ptr() as u64 & !4095;
     match File::open("/proc/self/pagemap") {
-        Ok(file) => plainly(probe::pagemap_scan(file.as_fd(), page), "works"),
+        Ok(file) => {
+            let mut region = [pagemap::Region::default()];
+            let scan = pagemap::scan(file.as_fd(), page, page + 4096, pagemap::PAGE_IS_PRESENT, 0, &mut region);
+            plainly(scan.map(drop), "works")
+        }
         Err(error) => (No, error.to_string()),
     }
 }

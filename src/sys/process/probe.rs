@@ -9,7 +9,6 @@ use libc::{c_int, c_long, c_void};
 use super::stub::{StubPid, exit, spawn};
 use super::{answer, pidfd_poll, pidfd_send_signal, wait4};
 use crate::error::Errno;
-use crate::ids::Tid;
 
 /// The kernel's `struct prctl_mm_map` (include/uapi/linux/prctl.h, Linux 3.18).
 #[repr(C)]
@@ -147,48 +146,4 @@ pub fn executable_memfd(flags: u32) -> Result<(), Errno> {
     }
     // SAFETY: the mapping that we have just made; nothing points into it.
     Errno::result(unsafe { libc::munmap(at, PAGE) }).map(drop)
-}
-
-/// Asks the PAGEMAP_SCAN ioctl about one page of our own; `pagemap` is /proc/self/pagemap.
-///
-/// ENOTTY: the kernel lacks it. fs/proc/task_mmu.c, Linux 6.7.
-pub fn pagemap_scan(pagemap: BorrowedFd<'_>, page: u64) -> Result<(), Errno> {
-    const PAGEMAP_SCAN: c_long = 0xc060_6610;
-    const PAGE_IS_PRESENT: u64 = 1 << 3;
-    // struct pm_scan_arg: size, flags, start, end, walk_end, vec, vec_len, max_pages and four masks.
-    let mut argument = [96, 0, page, page + 4096, 0, 0, 0, 0, 0, 0, 0, 0];
-    let mut region = [0u64; 3];
-    argument[5] = region.as_mut_ptr() as u64;
-    argument[6] = 1;
-    argument[10] = PAGE_IS_PRESENT;
-    argument[11] = PAGE_IS_PRESENT;
-    // SAFETY: the kernel reads and writes the 96 bytes of `argument` and writes at most one 24-byte region to `region`.
-    let value = unsafe { libc::ioctl(pagemap.as_raw_fd(), PAGEMAP_SCAN as libc::Ioctl, argument.as_mut_ptr()) };
-    Errno::result(value).map(drop)
-}
-
-/// The address of the restartable sequence area of a stopped tracee, 0 for none. EIO: the kernel lacks the request (5.13).
-pub fn rseq_area(tid: Tid) -> Result<u64, Errno> {
-    const PTRACE_GET_RSEQ_CONFIGURATION: c_long = 0x420f;
-    let mut configuration = [0u64; 3];
-    let size = size_of_val(&configuration);
-    // SAFETY: the kernel writes at most `size` bytes to `configuration`.
-    let value = unsafe {
-        libc::syscall(libc::SYS_ptrace, PTRACE_GET_RSEQ_CONFIGURATION, tid.0, size, configuration.as_mut_ptr())
-    };
-    answer(value)?;
-    Ok(configuration[0])
-}
-
-/// The length in bytes of the extended register state (NT_X86_XSTATE) of a stopped tracee. ENODEV: not this machine.
-pub fn xstate_len(tid: Tid) -> Result<usize, Errno> {
-    const PTRACE_GETREGSET: c_long = 0x4204;
-    const NT_X86_XSTATE: c_long = 0x202;
-    let mut state = vec![0u64; 4096];
-    let len = state.len() * size_of::<u64>();
-    let mut vector = libc::iovec { iov_base: state.as_mut_ptr().cast(), iov_len: len };
-    // SAFETY: the kernel writes at most `len` bytes to `state` and the number of them to `vector`.
-    let value = unsafe { libc::syscall(libc::SYS_ptrace, PTRACE_GETREGSET, tid.0, NT_X86_XSTATE, &mut vector) };
-    answer(value)?;
-    Ok(vector.iov_len)
 }
