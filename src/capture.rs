@@ -41,19 +41,38 @@ pub struct Captured {
 
 /// Surveys a tree, freezes it, and captures it. `frozen_at` is called at the moment of the freeze.
 ///
-/// Where the parasite of a controller that died is still in a process, it is waited for.
+/// Where the parasite of a controller that died is still in a process, it is waited for. A tree at work changes between two looks at it: what
+/// the looks disagree on (a process that has ended, a parent in vfork) is looked at again, and a refusal counts when it is found twice.
 pub fn take(root: Pid, mode: SurveyMode, mut frozen_at: impl FnMut()) -> Result<Tree> {
-    let deadline = Instant::now() + PATIENCE;
+    let start = Instant::now();
+    let mut refused = None;
     loop {
-        match take_once(root, mode, &mut frozen_at) {
-            Err(Error::Leaving(_)) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(20)),
-            result => return result,
+        let error = match take_once(root, mode, &mut frozen_at) {
+            Err(error) => error,
+            done => return done,
+        };
+        let patience = match &error {
+            Error::Leaving(_) => LEAVING,
+            Error::Gone(pid) if *pid != root => MOVING,
+            Error::Refused(_) => {
+                let text = Some(error.to_string());
+                let again = refused == text;
+                refused = text;
+                if again { Duration::ZERO } else { MOVING }
+            }
+            _ => Duration::ZERO,
+        };
+        if start.elapsed() >= patience {
+            return Err(error);
         }
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 
 /// A parasite without a controller notices that after three seconds at most.
-const PATIENCE: Duration = Duration::from_secs(10);
+const LEAVING: Duration = Duration::from_secs(10);
+/// How long a tree may go on changing under the looks at it.
+const MOVING: Duration = Duration::from_secs(3);
 
 fn take_once(root: Pid, mode: SurveyMode, frozen_at: &mut impl FnMut()) -> Result<Tree> {
     let before = survey(root, mode)?;

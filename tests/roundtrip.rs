@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use ptyagent::image::{Images, pb};
 use support::{
-    Holder, PATIENCE, TempDir, assert_same_lines, dump, page_differences, pages, ps_line, restore, serial, shown,
+    Holder, PATIENCE, TempDir, assert_same_lines, dump, page_differences, pages, ps_line, restore, serial, shown, tree,
     until, with_timeout,
 };
 
@@ -20,19 +20,6 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// Bits of the kernel's task flags (field 9 of /proc/PID/stat).
 const PF_FORKNOEXEC: u32 = 0x40;
 const PF_SUPERPRIV: u32 = 0x100;
-
-/// The PIDs of a tree, the root first.
-fn tree(root: i32) -> Vec<i32> {
-    let mut all = vec![root];
-    let mut at = 0;
-    while at < all.len() {
-        let path = format!("/proc/{0}/task/{0}/children", all[at]);
-        let children = fs::read_to_string(path).unwrap();
-        all.extend(children.split_whitespace().map(|word| word.parse::<i32>().unwrap()));
-        at += 1;
-    }
-    all
-}
 
 fn stopped(pid: i32) -> bool {
     support::stat(pid).is_some_and(|stat| stat.state == 'T')

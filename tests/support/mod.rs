@@ -17,7 +17,7 @@ pub use holder::Holder;
 pub use host::{Serial, TempDir, ptyagent, require, require_from, serial, skip, until, with_timeout};
 pub use pty::{Pty, Reading, Size};
 pub use reaper::{Subreaper, kill_session, subreaper};
-pub use snapshot::{Stat, TaskSnapshot, assert_same_lines, ps_line, shown, snapshot, stat};
+pub use snapshot::{Stat, TaskSnapshot, assert_same_lines, ps_line, shown, snapshot, stat, tree};
 pub use stage::{Answer, Arg, Stage, hex, parse, room};
 pub use stage_tty::RDWR;
 pub use victim::{Counters, Victim, compile};

@@ -88,6 +88,19 @@ impl TaskSnapshot {
     }
 }
 
+/// The PIDs of a tree, the root first.
+pub fn tree(root: i32) -> Vec<i32> {
+    let mut all = vec![root];
+    let mut at = 0;
+    while at < all.len() {
+        let path = format!("/proc/{0}/task/{0}/children", all[at]);
+        let children = fs::read_to_string(path).unwrap();
+        all.extend(children.split_whitespace().map(|word| word.parse::<i32>().unwrap()));
+        at += 1;
+    }
+    all
+}
+
 /// One line of ps(1) for each process: its place in sessions, groups and terminals.
 pub fn ps_line(pids: &[i32]) -> String {
     super::require_from("ps", "procps");

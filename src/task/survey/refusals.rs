@@ -199,20 +199,22 @@ fn refuse_leaders(survey: &Survey, task: &TaskFacts) -> Result<()> {
     Ok(())
 }
 
-fn refuse_surroundings(task: &TaskFacts, alive: &Alive, ours: &Namespaces) -> Result<()> {
+fn refuse_surroundings(task: &TaskFacts, alive: &Alive, namespaces: &Namespaces) -> Result<()> {
     let (pid, comm) = (task.pid, task.comm());
-    let differences = alive.namespaces.differences(ours);
+    let differences = alive.namespaces.differences(namespaces);
     if !differences.is_empty() {
         let kind = format!("it is in another namespace than ptyagent ({})", differences.join(", "));
         return refuse(pid, comm, kind, "run ptyagent inside its container");
     }
     let identity = |path: &Path| std::fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino())).ok();
-    if identity(&procfs::path(pid, "root")) != identity(Path::new("/")) {
+    // A process that has just ended has neither directory; the look at the frozen tree decides about it.
+    let ours = identity(Path::new("/"));
+    if identity(&procfs::path(pid, "root")).is_some_and(|root| Some(root) != ours) {
         let kind = format!("it has a root directory of its own ({})", Path::new(&alive.root).display());
         return refuse(pid, comm, kind, "run ptyagent under the same root (chroot)");
     }
     let (cwd, by_path) = (identity(&procfs::path(pid, "cwd")), identity(Path::new(&alive.cwd)));
-    if cwd != by_path && (by_path.is_some() || is_deleted(&alive.cwd)) {
+    if cwd.is_some() && cwd != by_path && (by_path.is_some() || is_deleted(&alive.cwd)) {
         return refuse(
             pid,
             comm,

@@ -1,0 +1,103 @@
+//! Shells and interpreters at their prompts.
+
+use crate::Program;
+use crate::support::Holder;
+
+const BASH: &[&str] = &["bash", "--norc", "--noprofile", "-i"];
+
+pub fn programs() -> Vec<Program> {
+    vec![bash(), python(), sqlite()]
+}
+
+/// Types a line and waits for what it prints, which must not be in the line itself.
+fn line(holder: &Holder, text: &str, answer: &str) {
+    let seen = holder.output().len();
+    holder.type_keys(format!("{text}\r"));
+    holder.wait_for_new_output(seen, answer);
+}
+
+/// History, a function, a running and a stopped job, and a line that is half typed.
+fn bash() -> Program {
+    Program {
+        name: "bash",
+        needs: &[("bash", "bash")],
+        argv: BASH,
+        begin: |holder, _| {
+            holder.wait_for_text("$ ");
+            line(holder, "set -o history; n=0; add() { n=$((n+$1)); echo \"n is <$n>\"; }; add 5", "n is <5>");
+            line(holder, "sleep 1000 &", "[1] ");
+            line(holder, "sleep 2000", "\r\n");
+            let seen = holder.output().len();
+            holder.type_keys("\x1a");
+            holder.wait_for_new_output(seen, "Stopped");
+            holder.wait_for_new_output(seen, "$ ");
+            holder.type_keys("add 1");
+            holder.wait_for_new_output(seen, "add 1");
+        },
+        go_on: |holder, _, round| {
+            line(holder, "0", &format!("n is <{}>", 5 + 10 * round));
+            let seen = holder.output().len();
+            holder.type_keys("add 1");
+            holder.wait_for_new_output(seen, "add 1");
+        },
+        end: |holder, _| {
+            line(holder, "00; jobs", "Running                 sleep 1000 &");
+            // Three rounds, the last line, and this one itself.
+            line(holder, "history 50 | grep -c add.10", "5\r\n");
+            line(holder, "kill %1; fg", "sleep 2000");
+            let seen = holder.output().len();
+            holder.type_keys("\x03");
+            holder.wait_for_new_output(seen, "$ ");
+            line(holder, "echo $((n)) is the end", "135 is the end");
+        },
+        rests: true,
+    }
+}
+
+/// A REPL with an open file, a child process and a block that is half typed.
+fn python() -> Program {
+    Program {
+        name: "python3",
+        needs: &[("python3", "python3")],
+        argv: &["/usr/bin/python3", "-q"],
+        begin: |holder, dir| {
+            holder.wait_for_text(">>> ");
+            line(holder, "import subprocess, sys; total = 0", ">>> ");
+            line(holder, &format!("log = open('{}/log', 'w')", dir.display()), ">>> ");
+            line(holder, "child = subprocess.Popen(['sleep', '1000'])", ">>> ");
+            line(holder, "for i in range(3):", "... ");
+        },
+        go_on: |holder, _, round| {
+            line(holder, "    total += log.write('line\\n')", "... ");
+            line(holder, "", ">>> ");
+            line(holder, "print(f'total <{total}>', child.poll())", &format!("total <{}> None", 15 * round));
+            line(holder, "for i in range(3):", "... ");
+        },
+        end: |holder, dir| {
+            line(holder, "    log.flush()", "... ");
+            line(holder, "", ">>> ");
+            line(holder, "child.kill(); print('ended', child.wait())", "ended -9");
+            assert_eq!(std::fs::read_to_string(dir.join("log")).unwrap(), "line\n".repeat(9));
+        },
+        rests: true,
+    }
+}
+
+/// An in-memory database with an open transaction.
+fn sqlite() -> Program {
+    Program {
+        name: "sqlite3, in memory",
+        needs: &[("sqlite3", "sqlite3")],
+        argv: &["sqlite3"],
+        begin: |holder, _| {
+            holder.wait_for_text("sqlite> ");
+            line(holder, "create table t (n); begin; insert into t values (100);", "sqlite> ");
+        },
+        go_on: |holder, _, round| {
+            let insert = format!("insert into t values ({round}); select 'sum <' || sum(n) || '>' from t;");
+            line(holder, &insert, &format!("sum <{}>", 100 + round * (round + 1) / 2));
+        },
+        end: |holder, _| line(holder, "rollback; select 'rows <' || count(*) || '>' from t;", "rows <0>"),
+        rests: true,
+    }
+}
