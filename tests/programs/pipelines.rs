@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::Program;
-use crate::support::{Holder, until};
+use crate::support::until;
 
 /// For work that uses the processor.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -28,6 +28,14 @@ pub struct Stat {
     pub tpgid: i32,
 }
 
+impl Stat {
+    /// Without the chance of whether it runs at this instant, sleeps or waits for a page.
+    pub fn at_rest(&self) -> Stat {
+        let state = if matches!(self.state, 'R' | 'D') { 'S' } else { self.state };
+        Stat { state, ..self.clone() }
+    }
+}
+
 /// What /proc/PID/stat says; none where there is no such process.
 pub fn stat(pid: i32) -> Option<Stat> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
@@ -84,7 +92,7 @@ impl TaskSnapshot {
         let fds = self.fds.iter().map(|(fd, (link, info))| format!("fd {fd} {link} {}", info.replace('\n', " ")));
         let threads = self.threads.iter().map(|(tid, lines)| format!("thread {tid} {}", lines.join(" ")));
         let maps = self.maps.lines().map(str::to_owned);
-        maps.chain(fds).chain(threads).chain([format!("{:?}", self.stat)]).collect()
+        maps.chain(fds).chain(threads).chain([format!("{:?}", self.stat.at_rest())]).collect()
     }
 }
 
@@ -112,7 +120,7 @@ pub fn ps_line(pids: &[i32]) -> String {
 /// Everything of one task that /proc shows and that a restore has to bring back.
 pub fn shown(pid: i32) -> String {
     let task = snapshot(pid);
-    let mut text = format!("{:?}\n{}\n", task.stat, task.maps);
+    let mut text = format!("{:?}\n{}\n", task.stat.at_rest(), task.maps);
     for (fd, (link, info)) in &task.fds {
         // Inode numbers of pipes and mount ids are the kernel's to choose.
         let link = link.split(":[").next().unwrap();

@@ -133,7 +133,7 @@ impl Stage {
                 until("stopped actor", PATIENCE, stopped, || format!("{:?}", super::stat(pid)));
             }
             let stat = super::snapshot::stat(self.pid(&name)).unwrap();
-            facts.push(format!("{name} {stat:?}").replace("state: 'R'", "state: 'S'"));
+            facts.push(format!("{name} {:?}", stat.at_rest()));
             if self.stopped.contains(&name) || self.blocked.contains(&name) {
                 continue;
             }
