@@ -14,8 +14,10 @@ use crate::tty::record::HUNG_UP;
 
 use super::{Step, inconsistent};
 
-/// Lowest number for the restore's own use.
+/// Lowest number for the files of the session: below it the restore has what it needs itself.
 const LOWEST: i32 = 512;
+/// How many descriptors the restore may need beside two for each file and each terminal.
+const OTHERS: i32 = 64;
 
 /// The number of each file, and of each task's file of pages.
 #[derive(Debug, Default, Serialize)]
@@ -29,7 +31,8 @@ pub struct Slots {
 /// Gives every file its number.
 pub(super) fn slots(images: &Images, dir: &Path) -> Result<Slots> {
     let ids: BTreeSet<u32> = images.files.iter().map(|file| file.id).collect();
-    let mut base = LOWEST;
+    let own = 2 * (images.files.len() + images.tty_info.len());
+    let mut base = LOWEST.max(i32::try_from(own).unwrap_or(i32::MAX).saturating_add(OTHERS));
     for entry in images.fdinfo.values().flatten() {
         let number =
             i32::try_from(entry.fd).map_err(|_| inconsistent(dir, format!("{} is no descriptor", entry.fd)))?;

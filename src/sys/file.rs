@@ -19,11 +19,16 @@ pub fn exchange(one: &CStr, other: &CStr) -> Result<(), Errno> {
         .map(drop)
 }
 
+/// F_DUPFD_CLOEXEC: a copy of a descriptor under the lowest free number from this one on.
+pub fn duplicate_from(fd: BorrowedFd, lowest: i32) -> Result<OwnedFd, Errno> {
+    // SAFETY: takes numbers only.
+    let got = Errno::result(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, lowest) })?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(got) })
+}
+
 /// F_DUPFD_CLOEXEC: a copy of a descriptor under exactly this number. EBUSY where the number is taken, EINVAL over RLIMIT_NOFILE.
 pub fn duplicate_to(fd: BorrowedFd, number: i32) -> Result<OwnedFd, Errno> {
-    // SAFETY: takes numbers only.
-    let got = Errno::result(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, number) })?;
-    // SAFETY: the kernel has just made this descriptor for us.
-    let copy = unsafe { OwnedFd::from_raw_fd(got) };
-    if got == number { Ok(copy) } else { Err(Errno::EBUSY) }
+    let copy = duplicate_from(fd, number)?;
+    if copy.as_raw_fd() == number { Ok(copy) } else { Err(Errno::EBUSY) }
 }

@@ -1,6 +1,7 @@
 //! Terminals: which device a descriptor is, and the three levels (terminal, open file description, descriptor).
 
 pub mod drain;
+pub mod index;
 pub mod queue;
 pub mod record;
 pub mod restore;

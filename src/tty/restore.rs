@@ -1,7 +1,7 @@
 //! Opening terminals again and giving them their state.
 //!
-//! The restore holds both peers of every pseudoterminal until the tasks have theirs. The index is asked for by opening ptmx until it comes up:
-//! the kernel gives out the lowest free one. A slave whose master was closed gets a master that is closed at the end.
+//! The restore holds both peers of every pseudoterminal until the tasks have theirs. A slave whose master was closed gets a master that is closed
+//! at the end.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -16,8 +16,9 @@ use crate::ids::PtyIndex;
 use crate::image::{Images, pb};
 use crate::sys::tty;
 
+use super::index::{self, Fallback};
 use super::record::{info_id, real_index};
-use super::state::{self, Peer, Size};
+use super::state::{self, Peer};
 
 /// Which index a restored pseudoterminal gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -50,6 +51,8 @@ impl Pair {
 #[derive(Debug, Default)]
 pub struct Pairs {
     pairs: BTreeMap<u32, Pair>,
+    /// Masters that wait for their turn; none before the first one is asked for.
+    masters: Option<BTreeMap<u32, OwnedFd>>,
     moved: Vec<(u32, u32)>,
 }
 
@@ -78,10 +81,7 @@ impl Pairs {
     pub fn open(&mut self, images: &Images, index: u32, policy: IndexPolicy) -> Result<()> {
         let record = images.own_tty(info_id(PtyIndex(index), Peer::Slave));
         let master_record = images.own_tty(info_id(PtyIndex(index), Peer::Master));
-        let outside = master_record.is_some_and(|master| master.external == Some(true));
-        // The user's terminal is a new one in any case: its index is kept where that is possible.
-        let policy = if outside { IndexPolicy::Any } else { policy };
-        let master = open_index(PtyIndex(real_index(index)), policy)?;
+        let master = self.master(images, real_index(index), policy)?;
         let now = tty::get_index(master.as_fd()).during("asking for the index", Subject::None)?;
         tty::set_lock(master.as_fd(), false).during("unlocking the pty", Subject::None)?;
         let slave = if master_record.is_some_and(|master| master.slave_never_opened == Some(true)) {
@@ -96,12 +96,20 @@ impl Pairs {
         }
         let living = [record, master_record].into_iter().flatten().find(|record| record.termios.is_some());
         if let Some(record) = living {
-            let size = if outside { Size::Outside } else { Size::Recorded };
-            state::restore(pair.settings(), record, size)?;
+            state::restore(pair.settings(), record)?;
             state::restore_node(&format!("/dev/pts/{now}"), record)?;
         }
         self.pairs.insert(index, pair);
         Ok(())
+    }
+
+    /// The master with this index, or the one that stands for it. All are opened at once.
+    fn master(&mut self, images: &Images, index: u32, policy: IndexPolicy) -> Result<OwnedFd> {
+        let masters = match &mut self.masters {
+            Some(masters) => masters,
+            none => none.insert(index::open_masters(&wanted(images, policy))?),
+        };
+        masters.remove(&index).ok_or_else(|| Error::failed(format!("pseudoterminal {index} is in the images twice")))
     }
 
     /// A description of a peer for a task.
@@ -159,45 +167,17 @@ impl Pairs {
     }
 }
 
+/// All indexes of the images, and what is done where one is taken.
+fn wanted(images: &Images, policy: IndexPolicy) -> BTreeMap<u32, Fallback> {
+    let ptys = images.tty_info.iter().filter(|tty| tty.pty.is_some());
+    let fallback = |index: u32| {
+        // The user's terminal is a new one in any case: its index is kept where that is possible.
+        let master = images.own_tty(info_id(PtyIndex(index), Peer::Master));
+        let outside = master.is_some_and(|master| master.external == Some(true));
+        if outside || policy == IndexPolicy::Any { Fallback::Other } else { Fallback::Fail }
+    };
+    ptys.map(|tty| (real_index(tty.id / 2), fallback(tty.id / 2))).collect()
+}
+
 /// O_LARGEFILE as the kernel keeps it, which libc calls 0 on x86-64.
 const LARGEFILE: i32 = 0o100_000;
-
-fn open_ptmx() -> Result<OwnedFd> {
-    let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
-    open("/dev/ptmx", flags, Mode::empty()).map_err(|errno| match errno {
-        nix::errno::Errno::ENOSPC => {
-            Error::failed("no pseudoterminal is left; raise kernel.pty.max or close some terminals")
-        }
-        errno => Error::sys("opening", Subject::Path("/dev/ptmx".into()), errno),
-    })
-}
-
-/// Opens masters until the index comes up, holding those below it meanwhile.
-fn open_index(wanted: PtyIndex, policy: IndexPolicy) -> Result<OwnedFd> {
-    let mut held = Vec::new();
-    loop {
-        let master = open_ptmx()?;
-        let index = tty::get_index(master.as_fd()).during("asking for the index", Subject::None)?;
-        if index == wanted.0 {
-            return Ok(master);
-        }
-        if index > wanted.0 {
-            return match policy {
-                IndexPolicy::Exact => Err(taken(wanted)),
-                IndexPolicy::Any => Ok(held.into_iter().next().unwrap_or(master)),
-            };
-        }
-        held.push(master);
-    }
-}
-
-/// The error for an index that somebody else has, with their name where /proc tells it.
-fn taken(index: PtyIndex) -> Error {
-    let holder = crate::procfs::tree::all()
-        .unwrap_or_default()
-        .into_iter()
-        .filter_map(|pid| crate::procfs::Stat::read(pid).ok())
-        .find(|stat| stat.tty.and_then(super::record::index_of) == Some(index));
-    let by = holder.map_or(String::new(), |stat| format!(" by process {} ({})", stat.pid, stat.comm_text()));
-    Error::failed(format!("terminal /dev/pts/{index} is in use{by}; close it, or restore with --pts-index any"))
-}

@@ -182,20 +182,13 @@ fn to_locked(own: &pb::PtyagentTermios) -> LockedTermios {
     }
 }
 
-/// Whether the window size is to be the recorded one, or is the user's terminal's and left alone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Size {
-    Recorded,
-    Outside,
-}
-
 /// Sets discipline, window size, termios and owner of a fresh, unlocked terminal, through a descriptor of its slave.
-pub fn restore(slave: BorrowedFd<'_>, own: &pb::PtyagentTty, size: Size) -> Result<()> {
+pub fn restore(slave: BorrowedFd<'_>, own: &pb::PtyagentTty) -> Result<()> {
     let set = |operation: &'static str, result: std::result::Result<(), Errno>| result.during(operation, Subject::None);
     if let Some(discipline) = own.line_discipline.filter(|discipline| *discipline != 0) {
         set("setting the line discipline", tty::set_discipline(slave, discipline))?;
     }
-    if size == Size::Recorded && own.ws_row.is_some() {
+    if own.ws_row.is_some() {
         let part = |value: Option<u32>| value.unwrap_or(0) as u16;
         let winsize = WinSize {
             ws_row: part(own.ws_row),

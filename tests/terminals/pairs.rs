@@ -57,7 +57,7 @@ pub fn cases() -> Vec<Case> {
             let index = s.pair("root", MASTER, SLAVE);
             s.open("root", SLAVE + 1, &format!("/dev/pts/{index}"), libc::O_PATH);
         }),
-        Case::kept(GROUP, "an index over 1000", index_over_1000),
+        Case::kept(GROUP, "an index over 1500", index_over_1000),
         Case::refused(GROUP, "a pair in another devpts instance", "another devpts instance", other_instance),
         Case::refused(GROUP, "a terminal in flight in a unix socket", "a socket", in_flight),
         Case::refused(GROUP, "a terminal in an epoll set", "an epoll instance", |s| {
@@ -169,7 +169,7 @@ fn index_over_1000(s: &mut Stage) {
         let fd = fd.result as i32;
         let index =
             s.must("root", libc::SYS_ioctl, &[fd.into(), tty::TIOCGPTN.into(), crate::support::room(4)]).number();
-        if index > 1010 {
+        if index > 1500 {
             break fd;
         }
         held.push(fd);
