@@ -103,6 +103,10 @@ pub enum Step {
     },
     /// Owners of O_ASYNC, and nothing stays open in the restore itself but what it relays.
     HandOver,
+    /// Its own pending signals, instead of those that its making and its children's stops have left.
+    QueueSignals {
+        pid: u32,
+    },
     Release {
         pid: u32,
     },
@@ -133,6 +137,7 @@ impl fmt::Display for Step {
             Step::HandOver => write!(f, "set the owners of files and let go of them"),
             Step::FillQueues { index } => write!(f, "put back what is unread in pseudoterminal {index}"),
             Step::ArmTerminal { index } => write!(f, "lock pseudoterminal {index} as it was"),
+            Step::QueueSignals { pid } => write!(f, "queue the pending signals of process {pid}"),
             Step::Release { pid } => write!(f, "let process {pid} go on"),
         }
     }
@@ -195,11 +200,20 @@ pub fn plan(images: &Images, dir: &Path) -> Result<Plan> {
         steps.push(Step::ArmTerminal { index });
     }
     steps.push(Step::HandOver);
-    // Children first, so that a parent is still in our hands when a stopped child tells it so.
-    for task in tasks.in_order().rev().filter(|task| task.state != DEAD) {
-        steps.push(Step::Release { pid: task.pid });
-    }
+    let_go(&tasks, &mut steps);
     Ok(Plan { root: tasks.root, steps, slots, outside })
+}
+
+/// Stopped tasks stop again first, children before their parents, so that what a stop tells the parent is taken from it. After that a
+/// signal is real: a child that is let go may end at once, and its parent must hear of it.
+fn let_go(tasks: &Tasks, steps: &mut Vec<Step>) {
+    let living = || tasks.in_order().rev().filter(|task| task.state != DEAD);
+    for Task { pid, .. } in living().filter(|task| task.state == STOPPED) {
+        steps.extend([Step::QueueSignals { pid: *pid }, Step::Release { pid: *pid }]);
+    }
+    let others = || living().filter(|task| task.state != STOPPED);
+    steps.extend(others().map(|task| Step::QueueSignals { pid: task.pid }));
+    steps.extend(others().map(|task| Step::Release { pid: task.pid }));
 }
 
 /// What all pseudoterminals are known as, ascending.

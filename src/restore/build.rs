@@ -289,12 +289,12 @@ fn same(one: &pb::CredsEntry, other: &pb::CredsEntry) -> bool {
     sorted(one) == sorted(other)
 }
 
-/// The last batch before a task is let go: its own pending signals and timers instead of what its creation left.
-pub fn last_batch(stub: &mut Stub, core: &pb::CoreEntry, stopped_children: &[u32]) -> Result<()> {
+/// Gives a task its own pending signals instead of what its creation left, and takes the reports of its stopped children, which the program
+/// had before the dump.
+pub fn queue_signals(stub: &mut Stub, core: &pb::CoreEntry, stopped_children: &[u32]) -> Result<()> {
     let mut batch = Batch::new();
     let info = batch.output(128);
     for child in stopped_children {
-        // The stop was reported to the program before the dump; the report of today's is taken here.
         let flags = libc::WSTOPPED | libc::WNOHANG;
         batch.call(
             libc::SYS_waitid,
@@ -305,11 +305,14 @@ pub fn last_batch(stub: &mut Stub, core: &pb::CoreEntry, stopped_children: &[u32
     stub.tracee.ask(batch)?;
     let mut batch = Batch::new();
     signals::restore_pending(&mut batch, core, stub.pid.0);
+    if batch.is_empty() { Ok(()) } else { run(stub, batch, "putting the pending signals back") }
+}
+
+/// The last batch before a task is let go.
+pub fn start_timers(stub: &mut Stub, core: &pb::CoreEntry) -> Result<()> {
+    let mut batch = Batch::new();
     signals::restore_timers(&mut batch, core);
-    if batch.is_empty() {
-        return Ok(());
-    }
-    run(stub, batch, "putting the pending signals and timers back")
+    if batch.is_empty() { Ok(()) } else { run(stub, batch, "starting the timers") }
 }
 
 /// The registers, extended state and signal mask that a task goes on with.

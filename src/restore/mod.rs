@@ -213,6 +213,7 @@ impl Execution<'_> {
             Step::HandOver => self.hand_over(),
             Step::FillQueues { index } => self.fill_queues(*index),
             Step::ArmTerminal { index } => self.pairs.arm(self.images, *index),
+            Step::QueueSignals { pid } => self.queue_signals(*pid),
             Step::Release { pid } => self.release(*pid),
         }
     }
@@ -342,20 +343,23 @@ impl Execution<'_> {
         Ok(())
     }
 
-    /// Lets a task go. A stopped one is stopped again before its parent is let go.
+    fn core(&self, pid: u32) -> Result<&pb::CoreEntry> {
+        self.images.cores.get(&pid).ok_or(Error::Gone(Pid(pid as i32)))
+    }
+
+    fn queue_signals(&mut self, pid: u32) -> Result<()> {
+        let entries = self.images.pstree.iter().filter(|entry| entry.ppid == pid && entry.pid != self.plan.root);
+        let stopped: Vec<u32> =
+            entries.map(|entry| entry.pid).filter(|child| state(self.images, *child) == STOPPED).collect();
+        let core = self.images.cores.get(&pid).ok_or(Error::Gone(Pid(pid as i32)))?;
+        build::queue_signals(self.stubs.get(pid)?, core, &stopped)
+    }
+
+    /// Lets a task go. A stopped one is stopped again.
     fn release(&mut self, pid: u32) -> Result<()> {
-        let missing = || Error::Gone(Pid(pid as i32));
-        let core = self.images.cores.get(&pid).ok_or_else(missing)?;
-        let children: Vec<u32> = self
-            .images
-            .pstree
-            .iter()
-            .filter(|entry| entry.ppid == pid && entry.pid != self.plan.root)
-            .map(|entry| entry.pid)
-            .filter(|child| state(self.images, *child) == STOPPED)
-            .collect();
         let mut stub = self.stubs.take(pid)?;
-        build::last_batch(&mut stub, core, &children)?;
+        let core = self.core(pid)?;
+        build::start_timers(&mut stub, core)?;
         let xstate_len = stub.tracee.original().xstate.len();
         let last = build::last_state(self.images, core, pid, xstate_len)?;
         let stopped = stub.tracee.leave_as(&last)?;

@@ -92,20 +92,33 @@ impl Frozen {
                     coming.push((pid, pidfd, running));
                 }
                 Err(Error::Gone(_)) => {}
-                // A thread that ended between the reading and the seizure is a zombie, which cannot be seized.
-                Err(_) if Stat::read_thread(pid, tid).is_ok_and(|stat| stat.state.is_dead()) => {}
+                // A thread that ended between the reading and the seizure is a zombie, which cannot be seized, or was reaped since.
+                Err(_) if ended(pid, tid) => {}
                 Err(error) => return Err(error),
             }
         }
-        for (pid, pidfd, running) in coming {
-            let stopped = match settle(pid, running) {
-                Ok(stopped) => stopped,
-                Err(Error::Gone(_)) => continue,
-                Err(error) => return Err(error),
+        let mut coming = coming.into_iter();
+        while let Some((pid, pidfd, running)) = coming.next() {
+            let placed = match settle(pid, running) {
+                Ok(stopped) => self.place(pid, pidfd, stopped),
+                Err((Error::Gone(_), _)) => Ok(()),
+                Err((error, running)) => {
+                    self.give_up(coming.by_ref().rev().map(|(_, _, running)| running).chain(running));
+                    Err(error)
+                }
             };
-            self.place(pid, pidfd, stopped)?;
+            placed?;
         }
         Ok(())
+    }
+
+    /// Lets those go that have stopped, and then those that have not yet, children first: a process in vfork stops, and can be detached,
+    /// only when its child goes on.
+    fn give_up(&mut self, coming: impl Iterator<Item = Running>) {
+        for process in self.processes.drain(..) {
+            drop((process.threads, process.leader));
+        }
+        coming.for_each(drop);
     }
 
     fn place(&mut self, pid: Pid, pidfd: Option<OwnedFd>, stopped: Stopped) -> Result<()> {
@@ -133,29 +146,35 @@ impl Frozen {
     }
 }
 
+fn ended(pid: Pid, tid: Tid) -> bool {
+    match Stat::read_thread(pid, tid) {
+        Ok(stat) => stat.state.is_dead(),
+        Err(error) => matches!(error, Error::Gone(_)),
+    }
+}
+
 /// How long a process may take to stop.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Waits for a stop, which a process in vfork does not reach before its child, which may be stopped already, goes on.
-fn settle(pid: Pid, running: Running) -> Result<Stopped> {
+/// Waits for a stop, which a process in vfork does not reach before its child, which may be stopped already, goes on. What has not stopped
+/// comes back with the error.
+fn settle(pid: Pid, running: Running) -> std::result::Result<Stopped, (Error, Option<Running>)> {
     const LOOK: Duration = Duration::from_millis(20);
     let deadline = Instant::now() + PATIENCE;
     let mut running = running;
     loop {
-        running = match running.settle_within(LOOK)? {
+        running = match running.settle_within(LOOK).map_err(|error| (error, None))? {
             Ok(stopped) => return Ok(stopped),
             Err(running) => running,
         };
-        let refuse = |kind: &str, remedy: &str| {
-            let comm = Stat::read(pid).map(|stat| stat.comm_text()).unwrap_or_default();
-            Err(Error::Refused(Refusal { pid, comm, fd: None, kind: kind.into(), remedy: remedy.into() }))
+        let (kind, remedy) = match waits_in_vfork(pid) {
+            true => ("it waits in vfork for its child", "try again when the child has started its program"),
+            false if Instant::now() < deadline => continue,
+            false => ("it sleeps uninterruptibly in the kernel", "wait until the device answers, then try again"),
         };
-        if waits_in_vfork(pid) {
-            return refuse("it waits in vfork for its child", "try again when the child has started its program");
-        }
-        if Instant::now() > deadline {
-            return refuse("it sleeps uninterruptibly in the kernel", "wait until the device answers, then try again");
-        }
+        let comm = Stat::read(pid).map(|stat| stat.comm_text()).unwrap_or_default();
+        let refusal = Refusal { pid, comm, fd: None, kind: kind.into(), remedy: remedy.into() };
+        return Err((Error::Refused(refusal), Some(running)));
     }
 }
 
