@@ -23,7 +23,7 @@ use crate::sys::tty;
 use crate::task::freeze::{Frozen, FrozenProcess, freeze};
 use crate::task::record::{self, Outside};
 use crate::task::survey::{Survey, SurveyMode, recheck, refuse_outsiders, refuse_threads, refuse_unsupported, survey};
-use crate::task::{identity, signals};
+use crate::task::{identity, signals, timers};
 use crate::trace::{StopReason, Stopped};
 use crate::tty::record::{self as tty_records, Terminals};
 use crate::wire;
@@ -209,6 +209,7 @@ fn infect_and_ask(
         answers: Answers,
         signals: signals::Asked,
         identity: identity::Asked,
+        timers: timers::Asked,
         ttys: Vec<tty_records::Asked>,
     }
     let mut infected = Vec::new();
@@ -217,9 +218,10 @@ fn infect_and_ask(
         let mut batch = Batch::new();
         let signals = signals::ask(&mut batch);
         let identity = identity::ask(&mut batch);
+        let timers = timers::ask(&mut batch, &outside.timers);
         let ttys = terminals.ask(pid, &mut batch);
         let (tracee, answers) = infect(&pidfd, leader, &outside, &descriptors, batch)?;
-        let asked = Asked { outside, answers, signals, identity, ttys };
+        let asked = Asked { outside, answers, signals, identity, timers, ttys };
         let mappings = asked.outside.mappings.clone();
         infected.push((Captured { pid, pidfd, tracee, threads, mappings }, asked));
     }
@@ -228,7 +230,8 @@ fn infect_and_ask(
     let mut processes = Vec::new();
     for (captured, asked) in infected {
         let answers = asked.answers;
-        let signals = asked.signals.answers(&answers)?;
+        let mut signals = asked.signals.answers(&answers)?;
+        signals.timers.posix = asked.timers.answers(&answers)?;
         let identity = asked.identity.answers(&answers)?;
         for tty in &asked.ttys {
             tty.answers(&answers, &mut records)?;

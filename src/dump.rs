@@ -139,7 +139,9 @@ fn read_pages(writer: &mut Writer, session: &mut Tree, stash: &mut Stash) -> Res
     let mut pending = Vec::new();
     for process in &session.processes {
         let id = process.pid.0 as u32;
-        let ranges = own_pages(process)?;
+        let mut map = PageMap::open(process.pid)?;
+        record_guards(&mut session.images, id, &map);
+        let ranges = own_pages(process, &mut map)?;
         match stash.read(process.pid, &ranges)? {
             Some(place) => pending.push(Pending { id, place }),
             None => {
@@ -193,8 +195,7 @@ fn expected_size(root: Pid) -> u64 {
 const ROOM_TO_GROW: u64 = 128;
 
 /// The pages that have content of the process's own.
-fn own_pages(process: &Captured) -> Result<Vec<PageRange>> {
-    let mut map = PageMap::open(process.pid)?;
+fn own_pages(process: &Captured, map: &mut PageMap) -> Result<Vec<PageRange>> {
     let mut ranges = Vec::new();
     for mapping in &process.mappings {
         let status = mem::status_of(mapping);
@@ -210,6 +211,15 @@ fn own_pages(process: &Captured) -> Result<Vec<PageRange>> {
         map.find(mapping.start.0, mapping.end.0, wanted, &mut ranges)?;
     }
     Ok(ranges)
+}
+
+fn record_guards(images: &mut Images, pid: u32, map: &PageMap) {
+    let range =
+        |range: &PageRange| pb::PtyagentRange { start: Some(range.start), end: Some(range.start + range.pages * PAGE) };
+    let tasks = images.own.iter_mut().flat_map(|own| &mut own.tasks);
+    if let Some(task) = tasks.into_iter().find(|task| task.pid == Some(pid)) {
+        task.guards = map.guards().iter().map(range).collect();
+    }
 }
 
 fn to_pagemap(id: u32, ranges: &[PageRange]) -> Pagemap {

@@ -3,85 +3,17 @@
 
 mod support;
 
-use std::fs::{self, File};
-use std::io::Write;
-use std::process::{Command, Stdio};
+use std::fs;
 use std::time::Duration;
 
 use support::{
-    Holder, PATIENCE, TempDir, Victim, assert_same_lines, compile, dump, kill_session, restore, serial, shown,
-    subreaper, until, with_timeout,
+    EndSession, Holder, PATIENCE, TempDir, Victim, asleep, dump, restore, serial, subreaper, until, with_timeout,
 };
 
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Lets `tests/victims/objects.c` prepare a kind of state, takes it through `rounds` round trips, and lets it check.
 fn check(name: &'static str, rounds: usize) {
-    with_timeout(LIMIT, move || {
-        let _serial = serial();
-        let _subreaper = subreaper();
-        let dir = TempDir::new();
-        let mut command = Command::new(compile("objects"));
-        command.arg(dir.path()).arg(name).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        assert!(command.status().unwrap().success());
-        let read = |file: &str| fs::read_to_string(dir.join(file)).unwrap_or_default();
-        let pid: i32 = until("ready victim", PATIENCE, || read("ready").parse().ok(), || read("result"));
-        let _end = EndSession(pid);
-        asleep(pid);
-        let before = shown(pid);
-        for round in 0..rounds {
-            let images = dir.join(&format!("images{round}"));
-            dump(pid, &images);
-            assert_eq!(read("result"), "");
-            restore(&images);
-            asleep(pid);
-            assert_same_lines(&comparable(&before), &comparable(&shown(pid)), name);
-        }
-        File::options().read(true).write(true).open(dir.join("go")).unwrap().write_all(b"g").unwrap();
-        until("verdict", PATIENCE, || read("result").ends_with("done\n").then_some(()), || read("result"));
-        assert_eq!(read("result"), "done\n");
-    });
-}
-
-/// Leaves out what a restore does not bring back as it was: the inode numbers of shared anonymous memory, which the kernel gives anew, and the
-/// border between private anonymous mappings side by side, which the kernel merges where they come to be untouched.
-fn comparable(shown: &str) -> String {
-    let mut lines: Vec<String> = Vec::new();
-    for line in shown.lines() {
-        let line = match line.split_once(" /dev/zero (deleted)") {
-            Some((start, _)) => start.trim_end().rsplit_once(' ').map_or(String::new(), |(start, _)| start.to_owned()),
-            None => line.to_owned(),
-        };
-        let anonymous = |line: &str| {
-            let (range, rest) = line.strip_suffix("p 00000000 00:00 0 ")?.split_once(' ')?;
-            let (start, end) = range.split_once('-')?;
-            Some((start.to_owned(), end.to_owned(), rest.to_owned()))
-        };
-        let merged = lines.last().and_then(|last| anonymous(last)).zip(anonymous(&line)).and_then(|(last, this)| {
-            (last.1 == this.0 && last.2 == this.2)
-                .then(|| format!("{}-{} {}p 00000000 00:00 0 ", last.0, this.1, this.2))
-        });
-        if merged.is_some() {
-            lines.pop();
-        }
-        lines.push(merged.unwrap_or(line));
-    }
-    lines.join("\n")
-}
-
-/// Waits until a process waits.
-fn asleep(pid: i32) {
-    let state = || support::stat(pid).map(|stat| stat.state);
-    until("sleeping process", PATIENCE, || (state() == Some('S')).then_some(()), || format!("{:?}", state()));
-}
-
-/// Kills what is left of a session at the end.
-struct EndSession(i32);
-
-impl Drop for EndSession {
-    fn drop(&mut self) {
-        kill_session(self.0);
-    }
+    support::check("objects", name, rounds);
 }
 
 #[test]

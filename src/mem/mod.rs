@@ -4,12 +4,14 @@
 //! needs nothing from inside, and two threads of the controller read and write at the same time. On the way back the task maps everything itself and
 //! reads its pages straight from the image file.
 //!
-//! Refused: huge pages of hugetlbfs, SysV segments, mappings of devices, userfaultfd and guard regions (the survey names them).
+//! Refused: huge pages of hugetlbfs, SysV segments, mappings of devices, userfaultfd and protection keys (the survey names them).
 
 pub mod layout;
 pub mod pages;
 pub mod restore;
 pub mod shared;
+
+use std::os::unix::ffi::OsStrExt;
 
 use crate::image::pb;
 use crate::inject::Place;
@@ -70,9 +72,26 @@ pub fn is_file(mapping: &Mapping) -> bool {
     mapping.has_file() && !is_shared_anonymous(mapping)
 }
 
-/// Whether it is shared anonymous memory (the kernel shows it as /dev/zero).
+/// Whether it is shared anonymous memory (the kernel shows it as /dev/zero, or by the name that it was given).
 pub fn is_shared_anonymous(mapping: &Mapping) -> bool {
-    mapping.sharing == Sharing::Shared && mapping.name == "/dev/zero" && mapping.deleted
+    let named = mapping.name.as_bytes().starts_with(b"[anon_shmem:");
+    mapping.sharing == Sharing::Shared && (named || mapping.name == "/dev/zero" && mapping.deleted)
+}
+
+/// What CRIU's entry has no field for; none where there is nothing.
+pub fn to_own_entry(mapping: &Mapping) -> Option<pb::PtyagentVma> {
+    let has = |flag: &[u8; 2]| mapping.flags.as_ref().is_some_and(|flags| flags.has(flag));
+    let name = mapping.name.as_bytes();
+    let name = name.strip_prefix(b"[anon:").or(name.strip_prefix(b"[anon_shmem:"));
+    let special = mapping.name.as_bytes().starts_with(b"[v");
+    let entry = pb::PtyagentVma {
+        anon_name: name.and_then(|name| name.strip_suffix(b"]")).map(<[u8]>::to_vec),
+        lock_onfault: has(b"lf").then_some(true),
+        sealed: (has(b"sl") && !special).then_some(true),
+        droppable: has(b"dp").then_some(true),
+        start: None,
+    };
+    (entry != pb::PtyagentVma::default()).then_some(pb::PtyagentVma { start: Some(mapping.start.0), ..entry })
 }
 
 /// A mapping as CRIU's entry. `file` is the id of its file, or of its shared memory.

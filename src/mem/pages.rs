@@ -49,6 +49,7 @@ pub struct PageMap {
     file: File,
     /// Pages of the process's own, where the kernel lists them at once (PAGEMAP_SCAN); none where it has to be asked page by page.
     own: Option<Vec<PageRange>>,
+    guards: Vec<PageRange>,
     buffer: Vec<u8>,
 }
 
@@ -57,12 +58,22 @@ impl PageMap {
     pub fn open(pid: Pid) -> Result<PageMap> {
         let path = crate::procfs::path(pid, "pagemap");
         let file = File::open(&path).map_err(|error| Error::io("opening", Subject::Path(path), &error))?;
-        let own = match scan(&file) {
-            Ok(ranges) => Some(ranges),
-            Err(Errno::ENOTTY) => None,
+        let scanned = match scan(&file, GuardRegions::Told) {
+            Err(Errno::EINVAL) => scan(&file, GuardRegions::Untold),
+            result => result,
+        };
+        let (own, guards) = match scanned {
+            Ok(scanned) => (Some(scanned.own), scanned.guards),
+            Err(Errno::ENOTTY) => (None, Vec::new()),
             Err(errno) => return Err(Error::of_pid("reading the page map", pid, errno)),
         };
-        Ok(PageMap { pid, file, own, buffer: Vec::new() })
+        Ok(PageMap { pid, file, own, guards, buffer: Vec::new() })
+    }
+
+    /// The guard regions (MADV_GUARD_INSTALL). A kernel that has them and does not tell (6.13 to 6.15) shows them as swapped pages, which
+    /// cannot be read, so that a dump fails there.
+    pub fn guards(&self) -> &[PageRange] {
+        &self.guards
     }
 
     /// Appends the wanted pages of `start..end` to `out`, merging neighbours. Ranges are asked for in ascending order.
@@ -103,21 +114,37 @@ impl PageMap {
     }
 }
 
+/// Whether the kernel knows PAGE_IS_GUARD.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum GuardRegions {
+    Told,
+    Untold,
+}
+
+/// What one walk over the page tables found.
+struct Scanned {
+    own: Vec<PageRange>,
+    guards: Vec<PageRange>,
+}
+
 /// All pages that are there and belong to no file; the zero page is left out, since it is what a fresh page is.
-fn scan(file: &File) -> std::result::Result<Vec<PageRange>, Errno> {
-    use crate::sys::pagemap::{PAGE_IS_FILE, PAGE_IS_PFNZERO, PAGE_IS_PRESENT, PAGE_IS_SWAPPED, Region};
+fn scan(file: &File, guard_regions: GuardRegions) -> std::result::Result<Scanned, Errno> {
+    use crate::sys::pagemap::{PAGE_IS_FILE, PAGE_IS_GUARD, PAGE_IS_PFNZERO, PAGE_IS_PRESENT, PAGE_IS_SWAPPED, Region};
+    let guard = if guard_regions == GuardRegions::Told { PAGE_IS_GUARD } else { 0 };
     let mut regions = vec![Region::default(); 1024];
-    let (mut ranges, mut at) = (Vec::new(), 0);
+    let (mut scanned, mut at) = (Scanned { own: Vec::new(), guards: Vec::new() }, 0);
     while at < super::layout::TASK_SIZE {
-        let (any, none) = (PAGE_IS_PRESENT | PAGE_IS_SWAPPED, PAGE_IS_FILE | PAGE_IS_PFNZERO);
+        let (any, none) = (PAGE_IS_PRESENT | PAGE_IS_SWAPPED | guard, PAGE_IS_FILE | PAGE_IS_PFNZERO);
         let (count, end) =
             crate::sys::pagemap::scan(file.as_fd(), at, super::layout::TASK_SIZE, any, none, &mut regions)?;
         for region in &regions[..count] {
-            push(&mut ranges, region.start, (region.end - region.start) / PAGE);
+            // A guard region is a marker in the page table, which counts as swapped too.
+            let ranges = if region.categories & guard != 0 { &mut scanned.guards } else { &mut scanned.own };
+            push(ranges, region.start, (region.end - region.start) / PAGE);
         }
         at = end;
     }
-    Ok(ranges)
+    Ok(scanned)
 }
 
 fn push(out: &mut Vec<PageRange>, start: u64, pages: u64) {

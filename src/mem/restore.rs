@@ -12,7 +12,14 @@ use super::status;
 /// prctl PR_SET_MM, PR_SET_MM_MAP and PR_SET_MM_MAP_SIZE's structure: thirteen words and two numbers.
 const PR_SET_MM: i32 = 35;
 const PR_SET_MM_MAP: u64 = 14;
-const PROT_NONE: i32 = libc::PROT_NONE;
+const PR_SET_VMA: i32 = 0x5356_4d41;
+const PR_SET_VMA_ANON_NAME: u64 = 0;
+/// mmap(2), Linux 6.11.
+const MAP_DROPPABLE: u32 = 0x08;
+/// madvise(2), Linux 6.13.
+const MADV_GUARD_INSTALL: u64 = 102;
+/// mseal(2), Linux 6.10.
+const SYS_MSEAL: i64 = 462;
 
 /// Adds the calls that unmap everything outside `keep` (sorted, not overlapping).
 pub fn unmap_all_but(batch: &mut Batch, keep: &[Range<u64>]) {
@@ -62,6 +69,24 @@ pub struct Backing {
     /// Where the task has inherited the shared memory that the mapping shows, from its start on.
     pub inherited: Option<u64>,
     pub content: Content,
+    /// MAP_DROPPABLE takes the place of MAP_PRIVATE.
+    pub kind: Kind,
+}
+
+/// What the kernel may do with the pages of a private mapping.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Ordinary,
+    Droppable,
+}
+
+impl Kind {
+    pub fn of(own: Option<&pb::PtyagentVma>) -> Kind {
+        match own.and_then(|own| own.droppable) {
+            Some(true) => Kind::Droppable,
+            _ => Kind::Ordinary,
+        }
+    }
 }
 
 /// Whether a mapping has to be writable for a moment.
@@ -106,6 +131,10 @@ pub fn map(batch: &mut Batch, vma: &pb::VmaEntry, backing: &Backing) {
     };
     // Locking waits until the pages are in place, and growing down is the kernel's to do only afterwards.
     let flags = (vma.flags & !(libc::MAP_LOCKED as u32)) | libc::MAP_FIXED as u32;
+    let flags = match backing.kind {
+        Kind::Ordinary => flags,
+        Kind::Droppable => libc::MAP_ANONYMOUS as u32 | libc::MAP_FIXED as u32 | MAP_DROPPABLE,
+    };
     batch.must(
         libc::SYS_mmap,
         [
@@ -123,19 +152,46 @@ fn protect(batch: &mut Batch, vma: &pb::VmaEntry, prot: u32) {
     batch.must(libc::SYS_mprotect, [vma.start.into(), (vma.end - vma.start).into(), u64::from(prot).into()]);
 }
 
-/// Adds the calls that give a mapping its final protection, advice and lock, after its pages are in place.
-pub fn finish(batch: &mut Batch, vma: &pb::VmaEntry, content: Content) {
+/// Adds the calls that give a mapping its final protection, name, advice, lock and seal, after its pages are in place.
+pub fn finish(batch: &mut Batch, vma: &pb::VmaEntry, own: Option<&pb::PtyagentVma>, content: Content) {
     if content == Content::Pages && vma.prot & libc::PROT_WRITE as u32 == 0 {
         protect(batch, vma, vma.prot);
     }
     let len = vma.end - vma.start;
-    let madv = vma.madv.unwrap_or(0);
+    if let Some(name) = own.and_then(|own| own.anon_name.as_deref()) {
+        let name = batch.input(&[name, b"\0"].concat());
+        let (option, range) = (PR_SET_VMA_ANON_NAME.into(), [vma.start.into(), len.into()]);
+        batch.must(libc::SYS_prctl, [PR_SET_VMA.into(), option, range[0], range[1], name.into()]);
+    }
+    // A droppable mapping comes with its own advice.
+    let madv = if Kind::of(own) == Kind::Ordinary { vma.madv.unwrap_or(0) } else { 0 };
     for advice in (0..64u64).filter(|advice| madv & (1 << advice) != 0) {
         batch.must(libc::SYS_madvise, [vma.start.into(), len.into(), advice.into()]);
     }
-    if vma.flags & libc::MAP_LOCKED as u32 != 0 && vma.prot != PROT_NONE as u32 {
-        batch.must(libc::SYS_mlock, [vma.start.into(), len.into()]);
+    if vma.flags & libc::MAP_LOCKED as u32 != 0 {
+        // This fails only for want of a right or of room under RLIMIT_MEMLOCK.
+        let on_fault = u64::from(libc::MLOCK_ONFAULT);
+        batch.must(libc::SYS_mlock2, [vma.start.into(), len.into(), on_fault.into()]);
     }
+    if own.is_some_and(|own| own.sealed == Some(true)) {
+        batch.must(SYS_MSEAL, [vma.start.into(), len.into(), 0u64.into()]);
+    }
+}
+
+/// Adds the call that brings in the pages of a mapping that [`finish`] has locked, where it was not locked on fault only.
+///
+/// mlock(2) fails where a page cannot be had, such as without access or behind a guard; the mapping is locked all the same.
+pub fn lock_now(batch: &mut Batch, vma: &pb::VmaEntry, own: Option<&pb::PtyagentVma>) {
+    let on_fault = own.is_some_and(|own| own.lock_onfault == Some(true));
+    if vma.flags & libc::MAP_LOCKED as u32 != 0 && !on_fault {
+        batch.call(libc::SYS_mlock, [vma.start.into(), (vma.end - vma.start).into()]);
+    }
+}
+
+/// Adds the call that makes guard pages, which have no content; before their mapping is locked or sealed.
+pub fn guard(batch: &mut Batch, range: &pb::PtyagentRange) {
+    let (start, end) = (range.start.unwrap_or(0), range.end.unwrap_or(0));
+    batch.must(libc::SYS_madvise, [start.into(), end.saturating_sub(start).into(), MADV_GUARD_INSTALL.into()]);
 }
 
 /// Adds the calls that read consecutive pages from the image.

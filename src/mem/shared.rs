@@ -21,7 +21,7 @@ use crate::ids::Pid;
 use crate::image::digest::{Digest, DigestStream};
 use crate::image::{Images, Kind, pb};
 use crate::procfs::Mapping;
-use crate::sys::region::SharedMemory;
+use crate::sys::region::{Reserve, SharedMemory};
 
 use super::layout;
 use super::pages::{self, PAGE, PageRange};
@@ -166,7 +166,7 @@ impl Made {
         let recorded = images.mm.values().flat_map(|mm| &mm.vmas).map(|vma| vma.start..vma.end);
         let size = size(images, id);
         let place = layout::hole(layout::ranges(&ours).chain(recorded), size).ok_or_else(|| no_room(id, size))?;
-        let memory = SharedMemory::at(place, size).map_err(|_| no_room(id, size))?;
+        let memory = SharedMemory::at(place, size, reserve(images, id)).map_err(|_| no_room(id, size))?;
         fill(&memory, images, dir, id)?;
         self.objects.insert(id, (place, memory));
         Ok(())
@@ -184,10 +184,20 @@ fn no_room(id: u32, size: u64) -> Error {
     ))
 }
 
+/// The mappings that show an object.
+fn views(images: &Images, id: u32) -> impl Iterator<Item = &pb::VmaEntry> {
+    images.mm.values().flat_map(|mm| &mm.vmas).filter(move |vma| is_view(vma) && vma.shmid == u64::from(id))
+}
+
+/// All views of an object have this from the mmap(2) that made it.
+fn reserve(images: &Images, id: u32) -> Reserve {
+    let no = views(images, id).any(|vma| vma.flags & libc::MAP_NORESERVE as u32 != 0);
+    if no { Reserve::No } else { Reserve::Yes }
+}
+
 /// Bytes of an object, as its mappings show them.
 pub fn size(images: &Images, id: u32) -> u64 {
-    let vmas = images.mm.values().flat_map(|mm| &mm.vmas).filter(|vma| is_view(vma) && vma.shmid == u64::from(id));
-    vmas.map(|vma| vma.pgoff.saturating_add(vma.end.saturating_sub(vma.start))).max().unwrap_or(0)
+    views(images, id).map(|vma| vma.pgoff.saturating_add(vma.end.saturating_sub(vma.start))).max().unwrap_or(0)
 }
 
 /// Whether a mapping shows shared anonymous memory.

@@ -48,6 +48,8 @@ pub struct Mapping {
     pub deleted: bool,
     /// From smaps only.
     pub flags: Option<VmFlags>,
+    /// pkeys(7): the protection key, where it is not the default one; from smaps only.
+    pub protection_key: Option<u32>,
 }
 
 impl Mapping {
@@ -62,7 +64,8 @@ impl Mapping {
 
     /// Whether everything but the flags is the same.
     pub fn is_same_range(&self, other: &Mapping) -> bool {
-        let Mapping { start, end, prot, sharing, offset, device, inode, name, deleted, flags: _ } = other;
+        let Mapping { start, end, prot, sharing, offset, device, inode, name, deleted, flags: _, protection_key: _ } =
+            other;
         (&self.start, &self.end, &self.prot, &self.sharing) == (start, end, prot, sharing)
             && (&self.offset, &self.device, &self.inode) == (offset, device, inode)
             && (&self.name, &self.deleted) == (name, deleted)
@@ -112,6 +115,7 @@ impl Mapping {
             name: unescape_newlines(name),
             deleted,
             flags: None,
+            protection_key: None,
         })
     }
 }
@@ -145,6 +149,8 @@ pub fn parse(text: &[u8]) -> Result<Vec<Mapping>> {
             mappings.push(mapping.ok_or_else(|| Error::unexpected("the maps of a process", lossy(line)))?);
         } else if let (Some(flags), Some(last)) = (line.strip_prefix(b"VmFlags:"), mappings.last_mut()) {
             last.flags = Some(VmFlags(words(flags).filter_map(|word| word.try_into().ok()).collect()));
+        } else if let (Some(key), Some(last)) = (line.strip_prefix(b"ProtectionKey:"), mappings.last_mut()) {
+            last.protection_key = number(key.trim_ascii(), 10).filter(|key| *key != 0);
         }
     }
     Ok(mappings)
@@ -170,7 +176,7 @@ mod tests {
         b"560443352000-560443354000 r--p 00000000 fe:00 247030                     /usr/bin/a b\\012c\\\n\
         Size:                  8 kB\nVmFlags: rd mr mw me \n\
         7f0000000000-7f0000001000 rw-s 00002000 00:01 1026                       /dev/zero (deleted)\n\
-        VmFlags: rd wr sh io\n\
+        ProtectionKey:         3\nVmFlags: rd wr sh io\n\
         7f0000002000-7f0000003000 rwxp 00000000 00:00 0 \n\
         7ffcb2f45000-7ffcb2f47000 r-xp 00000000 00:00 0                          [vdso]\n";
 
@@ -188,6 +194,7 @@ mod tests {
         );
         assert_eq!((maps[1].offset, maps[1].prot), (0x2000, libc::PROT_READ | libc::PROT_WRITE));
         assert!(maps[1].flags.as_ref().unwrap().has(b"io"));
+        assert_eq!((maps[0].protection_key, maps[1].protection_key), (None, Some(3)));
         assert_eq!((maps[2].name.is_empty(), maps[2].has_file(), maps[2].prot), (true, false, 7));
         assert!(maps[3].is("[vdso]"));
     }

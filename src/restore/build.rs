@@ -12,7 +12,7 @@ use crate::mem::{self, layout};
 use crate::plan::Plan;
 use crate::procfs::{self, Mapping};
 use crate::task::identity::{self, Credentials};
-use crate::task::{regs, signals};
+use crate::task::{regs, signals, timers};
 
 use super::stubs::Stub;
 
@@ -115,13 +115,15 @@ fn inherited_memory(mappings: &[Mapping]) -> impl Iterator<Item = Range<u64>> {
 
 fn map(stub: &mut Stub, images: &Images, plan: &Plan, made: &Made, mm: &pb::MmEntry) -> Result<()> {
     let runs = runs(images, stub.pid)?;
+    let pid = stub.pid.0 as u32;
     let by_file = mem::status::FILE_PRIVATE | mem::status::FILE_SHARED;
     let vmas = mm.vmas.iter().filter(|vma| memory::is_made(vma));
     run_all(stub, vmas, "mapping memory", |batch, vma| {
         let fd = if vma.status & by_file != 0 { plan.slots.files.get(&(vma.shmid as u32)) } else { None };
         let inherited = if shared::is_view(vma) { made.address(vma.shmid as u32) } else { None };
         let content = memory::content(vma, runs);
-        memory::map(batch, vma, &Backing { fd: fd.copied().unwrap_or(-1), inherited, content });
+        let kind = memory::Kind::of(own_vma(images, pid, vma));
+        memory::map(batch, vma, &Backing { fd: fd.copied().unwrap_or(-1), inherited, content, kind });
     })?;
     // What was inherited has done its work; the objects live on in the mappings that show them.
     let recorded = |range: &Range<u64>| mm.vmas.iter().any(|vma| vma.start < range.end && range.start < vma.end);
@@ -177,8 +179,27 @@ fn read(stub: &mut Stub, images: &Images, plan: &Plan, pid: u32) -> Result<()> {
 
 fn finish_memory(stub: &mut Stub, images: &Images, mm: &pb::MmEntry) -> Result<()> {
     let runs = runs(images, stub.pid)?;
+    let pid = stub.pid.0 as u32;
+    let guards = images.own_task(pid).map_or(&[][..], |own| &own.guards);
+    run_all(stub, guards, "guarding memory", memory::guard)?;
     let vmas = mm.vmas.iter().filter(|vma| memory::is_made(vma));
-    run_all(stub, vmas, "protecting memory", |batch, vma| memory::finish(batch, vma, memory::content(vma, runs)))
+    run_all(stub, vmas, "protecting memory", |batch, vma| {
+        memory::finish(batch, vma, own_vma(images, pid, vma), memory::content(vma, runs));
+    })?;
+    for vmas in mm.vmas.chunks(CALLS) {
+        let mut batch = Batch::new();
+        let made = vmas.iter().filter(|vma| memory::is_made(vma));
+        made.for_each(|vma| memory::lock_now(&mut batch, vma, own_vma(images, pid, vma)));
+        if !batch.is_empty() {
+            stub.tracee.ask(batch)?;
+        }
+    }
+    Ok(())
+}
+
+/// What only our own image says of a mapping.
+fn own_vma<'a>(images: &'a Images, pid: u32, vma: &pb::VmaEntry) -> Option<&'a pb::PtyagentVma> {
+    images.own_task(pid)?.vmas.iter().find(|own| own.start == Some(vma.start))
 }
 
 /// Sets the fields of the mm, before anything is mapped: the program link cannot be changed while the old program is mapped (EBUSY), and the task
@@ -312,7 +333,10 @@ pub fn queue_signals(stub: &mut Stub, core: &pb::CoreEntry, stopped_children: &[
 pub fn start_timers(stub: &mut Stub, core: &pb::CoreEntry) -> Result<()> {
     let mut batch = Batch::new();
     signals::restore_timers(&mut batch, core);
-    if batch.is_empty() { Ok(()) } else { run(stub, batch, "starting the timers") }
+    if !batch.is_empty() {
+        run(stub, batch, "starting the timers")?;
+    }
+    timers::restore(&mut stub.tracee, stub.pid, core)
 }
 
 /// The registers, extended state and signal mask that a task goes on with.

@@ -66,15 +66,23 @@ impl Drop for SharedMapping {
     }
 }
 
+/// Whether memory counts against the commit limit as a whole (MAP_NORESERVE: page by page).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reserve {
+    Yes,
+    No,
+}
+
 /// Shared anonymous memory of our own, at an address of the caller's choice, which children inherit.
 #[derive(Debug)]
 pub struct SharedMemory(SharedMapping);
 
 impl SharedMemory {
     /// Maps `len` bytes, all zero, at `address`. EEXIST: something is there. mmap(2) MAP_FIXED_NOREPLACE, Linux 4.17.
-    pub fn at(address: u64, len: u64) -> Result<SharedMemory, Errno> {
+    pub fn at(address: u64, len: u64, reserve: Reserve) -> Result<SharedMemory, Errno> {
         let (at, len) = (address as usize, usize::try_from(len).map_err(|_| Errno::ENOMEM)?);
-        let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE | libc::MAP_NORESERVE;
+        let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+        let flags = if reserve == Reserve::No { flags | libc::MAP_NORESERVE } else { flags };
         let wanted = std::ptr::without_provenance_mut(at);
         // SAFETY: a new mapping; MAP_FIXED_NOREPLACE touches no existing memory.
         let start = unsafe { libc::mmap(wanted, len, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };

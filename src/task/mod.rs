@@ -6,3 +6,4 @@ pub mod record;
 pub mod regs;
 pub mod signals;
 pub mod survey;
+pub mod timers;

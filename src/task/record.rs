@@ -9,6 +9,7 @@ use crate::ids::Tid;
 use crate::image::{Images, pb};
 use crate::inject::ThreadState;
 use crate::mem;
+use crate::procfs::attributes::PosixTimer;
 use crate::procfs::{Auxv, Mapping, Sharing, Stat, Status};
 use crate::sys::process::attributes::{SchedAttr, get_robust_list, sched_getaffinity, sched_getattr};
 use crate::sys::ptrace::{self, PendingQueue, RseqConfiguration};
@@ -42,6 +43,7 @@ pub struct Outside {
     pub root: PathBuf,
     pub oom_score_adj: Option<i32>,
     pub coredump_filter: Option<u32>,
+    pub timers: Vec<PosixTimer>,
     /// The signal that had stopped it.
     pub stop_signal: Option<i32>,
 }
@@ -70,6 +72,7 @@ impl Outside {
             root: PathBuf::from(&alive.root),
             oom_score_adj: alive.oom_score_adj,
             coredump_filter: alive.coredump_filter,
+            timers: alive.timers.clone().unwrap_or_default(),
             stop_signal,
         })
     }
@@ -249,6 +252,7 @@ fn own_task(outside: &Outside, identity: &Identity) -> pb::PtyagentTask {
         timer_slack_ns: Some(identity.timerslack),
         coredump_filter: outside.coredump_filter,
         thp_disabled: identity.thp_disabled.then_some(true),
+        vmas: outside.mappings.iter().filter_map(mem::to_own_entry).collect(),
         ..Default::default()
     }
 }

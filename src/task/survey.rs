@@ -332,7 +332,7 @@ fn carry_flags(before: &[Mapping], now: &mut [Mapping]) -> bool {
     for mapping in now {
         while old.next_if(|known| known.start < mapping.start).is_some() {}
         match old.peek().filter(|known| known.is_same_range(mapping)) {
-            Some(known) => mapping.flags = known.flags.clone(),
+            Some(known) => (mapping.flags, mapping.protection_key) = (known.flags.clone(), known.protection_key),
             None => same = false,
         }
     }

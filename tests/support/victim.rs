@@ -19,7 +19,8 @@ pub fn compile(name: &str) -> PathBuf {
     let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     let time = |path: &Path| fs::metadata(path).and_then(|data| data.modified()).unwrap_or(UNIX_EPOCH);
     let _lock = lock("cc.lock");
-    if time(&program) < time(&source) {
+    let header = source.with_file_name("check.h");
+    if time(&program) < time(&source).max(time(&header)) {
         let part = program.with_extension("part");
         let mut cc = Command::new("cc");
         cc.args(["-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-pthread", "-o"]).arg(&part).arg(&source);

@@ -168,7 +168,7 @@ pub fn refuse_unsupported(survey: &Survey) -> Result<()> {
     }
     for (task, alive) in survey.living() {
         refuse_surroundings(task, alive, &ours)?;
-        refuse_state(task, alive)?;
+        refuse_state(task)?;
         for mapping in &alive.maps {
             refuse_mapping(task, mapping)?;
         }
@@ -229,18 +229,12 @@ fn is_deleted(link: &std::ffi::OsStr) -> bool {
     link.as_bytes().ends_with(b" (deleted)")
 }
 
-fn refuse_state(task: &TaskFacts, alive: &Alive) -> Result<()> {
+fn refuse_state(task: &TaskFacts) -> Result<()> {
     let (pid, comm) = (task.pid, task.comm());
     if task.status.seccomp.unwrap_or(0) != 0 {
         return refuse(pid, comm, "it runs under a seccomp filter", "end that program, then dump again");
     }
-    match alive.timers.as_deref() {
-        Some([timer, ..]) => {
-            let kind = format!("it has a POSIX timer (number {})", timer.id);
-            refuse(pid, comm, kind, "end that program, then dump again")
-        }
-        _ => Ok(()),
-    }
+    Ok(())
 }
 
 /// Mappings of things that are neither memory, nor plain files, nor the kernel's own pages.
@@ -268,7 +262,7 @@ pub(super) fn mapping_kind(mapping: &Mapping) -> Option<(String, &'static str)> 
         _ if name.starts_with(b"anon_inode:[io_uring]") => "the ring of an io_uring instance".to_owned(),
         _ if flag(b"um") || flag(b"uw") || flag(b"ui") => "watched by a userfaultfd".to_owned(),
         _ if flag(b"ss") => "a shadow stack".to_owned(),
-        _ if !special && flag(b"sl") => "sealed (mseal)".to_owned(),
+        _ if mapping.protection_key.is_some() => "protected by a memory protection key (pkeys)".to_owned(),
         b"/dev/zero" if mapping.sharing == Sharing::Private || mapping.deleted => return None,
         _ if name.starts_with(b"/memfd:") && mapping.deleted => format!("a memory file ({display})"),
         _ if name.starts_with(b"/") && mapping.deleted => {

@@ -184,6 +184,9 @@ fn mappings_are_told_apart() {
     }
     assert_eq!(kind("[vvar]", "r--p", "rd io pf sl"), None);
     assert_eq!(kind("/dev/zero", "rw-p", "rd"), None);
+    assert_eq!(kind("", "rw-p", "rd wr sl"), None);
+    let keyed = maps::parse(b"1000-2000 rw-p 00000000 00:00 0 \nProtectionKey: 2\nVmFlags: rd wr\n").unwrap();
+    assert!(mapping_kind(&keyed[0]).is_some_and(|(kind, _)| kind.contains("pkeys")));
     for (name, flags, part) in [
         ("/SYSV00000000 (deleted)", "rd", "System V"),
         ("/anon_hugepage (deleted)", "rd ht", "huge"),
@@ -194,7 +197,6 @@ fn mappings_are_told_apart() {
         ("/dev/null", "rd", "a device"),
         ("[uprobes]", "rd", "uprobes"),
         ("", "rd um", "userfaultfd"),
-        ("", "rd sl", "sealed"),
         ("socket:[7]", "rd", "an object"),
     ] {
         assert!(kind(name, "rw-s", flags).is_some_and(|kind| kind.contains(part)), "{name}");
