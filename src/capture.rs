@@ -11,6 +11,7 @@ use crate::files::dump as file_records;
 use crate::files::dump::{FileIds, Table};
 use crate::files::kind::{Descriptor, FileKind};
 use crate::files::ofd::{self, OfdTable};
+use crate::files::pipe;
 use crate::ids::Pid;
 use crate::image::Images;
 use crate::inject::batch::{Answers, Batch};
@@ -187,7 +188,7 @@ fn refuse_outside(tables: &[Table<'_>]) -> Result<()> {
         })
         .collect();
     let inside: Vec<Pid> = tables.iter().map(|table| table.pid).collect();
-    file_records::refuse_outside_pipes(tables, &file_records::outside_pipes(&inside, &wanted))
+    pipe::refuse_outside_pipes(tables, &pipe::outside_pipes(&inside, &wanted))
 }
 
 fn record_files(images: &mut Images, tables: &[Table<'_>], ofds: &OfdTable, terminals: &Terminals) -> Result<()> {

@@ -1,9 +1,9 @@
-//! Open file descriptions as entries: what each kind records.
+//! Descriptor tables and open file descriptions as entries of the images.
 //!
-//! Flags, position and path come from /proc; the owner of O_ASYNC from the controller's own copy of the description (pidfd_getfd);
-//! the content of a pipe is read through such a copy with tee(2), which takes nothing out.
+//! Flags, position and path come from /proc; the rest from the controller's own copy of the description (pidfd_getfd). What each kind
+//! records is in the kind's own file.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
@@ -11,8 +11,9 @@ use std::path::Path;
 use crate::error::{Context, Error, Refusal, Result, Subject};
 use crate::files::kind::{Descriptor, FileKind};
 use crate::files::ofd::{OfdId, OfdTable};
+use crate::files::{owner, pipe, regular};
 use crate::ids::{Pid, RemoteFd};
-use crate::image::{Images, PipeData, pb};
+use crate::image::{Images, pb};
 use crate::sys::process::pidfd_getfd;
 
 /// A process and what is needed to look into its descriptor table.
@@ -49,7 +50,7 @@ impl FileIds {
             return *id;
         }
         let id = self.fresh();
-        images.files.push(reg_entry(
+        images.files.push(regular::reg_entry(
             id,
             &key.0,
             flags,
@@ -62,59 +63,82 @@ impl FileIds {
     }
 }
 
-fn reg_entry(
-    id: u32,
-    path: &[u8],
-    flags: u32,
-    pos: u64,
-    fown: pb::FownEntry,
-    metadata: Option<&std::fs::Metadata>,
-) -> pb::FileEntry {
-    use std::os::unix::fs::MetadataExt;
-    let reg = pb::RegFileEntry {
-        id,
-        flags,
-        pos,
-        fown,
-        name: path.to_vec(),
-        // Only a regular file's size has to be the same at the restore.
-        size: metadata.filter(|metadata| metadata.is_file()).map(MetadataExt::size),
-        mode: metadata.map(MetadataExt::mode),
-        ..Default::default()
-    };
-    pb::FileEntry { r#type: pb::FdTypes::Reg as i32, id, reg: Some(reg), ..Default::default() }
+/// One open file description, for the dump half of its kind.
+#[derive(Debug)]
+pub struct Description<'a> {
+    /// The first process that has it, and under which number.
+    pub table: &'a Table<'a>,
+    pub descriptor: &'a Descriptor,
+    pub id: OfdId,
+    /// The controller's own copy.
+    pub copy: BorrowedFd<'a>,
+    /// F_GETFL, with nothing of the descriptor's.
+    pub flags: u32,
+    pub fown: pb::FownEntry,
+}
+
+impl Description<'_> {
+    /// The head of its entry, to which the kind adds its body.
+    pub fn entry(&self, kind: pb::FdTypes) -> pb::FileEntry {
+        pb::FileEntry { r#type: kind as i32, id: self.id.0, ..Default::default() }
+    }
+
+    /// Whether it can be read from.
+    pub fn reads(&self) -> bool {
+        self.flags & libc::O_ACCMODE as u32 != libc::O_WRONLY as u32
+    }
+
+    /// The refusal of it: a noun phrase, and what the user can do.
+    pub fn refuse(&self, kind: impl Into<String>, remedy: &str) -> Error {
+        Error::Refused(Refusal {
+            pid: self.table.pid,
+            comm: self.table.comm.to_owned(),
+            fd: Some(self.descriptor.fd.0),
+            kind: kind.into(),
+            remedy: remedy.to_owned(),
+        })
+    }
+}
+
+/// What the kinds need to know of the tree besides the description itself.
+#[derive(Debug)]
+pub struct Recorder<'a> {
+    pub images: &'a mut Images,
+    pub tables: &'a [Table<'a>],
+    pub ofds: &'a OfdTable,
+    /// The terminal peer that a description leads to.
+    pub tty_ids: &'a BTreeMap<OfdId, u32>,
+    pub pipes: pipe::PipeIds,
 }
 
 /// Records the descriptor tables and every open file description of a tree once.
 ///
-/// `tty_ids` gives the terminal peer that a description leads to. Refused: a pipe with an end outside the tree, a pipe in packet mode.
+/// `tty_ids` gives the terminal peer that a description leads to. Refused: what the kinds refuse.
 pub fn record(
     images: &mut Images,
     tables: &[Table<'_>],
     ofds: &OfdTable,
     tty_ids: &BTreeMap<OfdId, u32>,
 ) -> Result<()> {
-    let mut seen = std::collections::BTreeSet::new();
-    let mut pipes = BTreeMap::new();
+    let mut recorder = Recorder { images, tables, ofds, tty_ids, pipes: pipe::PipeIds::default() };
+    let mut seen = BTreeSet::new();
     for table in tables {
         let mut entries = Vec::new();
         for descriptor in table.descriptors {
-            let id = ofds.get(&(table.pid, descriptor.fd)).ok_or(Error::Gone(table.pid))?;
-            let kind = type_of(descriptor);
+            let id = *ofds.get(&(table.pid, descriptor.fd)).ok_or(Error::Gone(table.pid))?;
             entries.push(pb::FdinfoEntry {
                 id: id.0,
                 flags: u32::from(descriptor.info.is_close_on_exec()),
-                r#type: kind as i32,
+                r#type: type_of(descriptor) as i32,
                 fd: descriptor.fd.0 as u32,
                 xattr_security_selinux: None,
             });
-            if seen.insert(*id) {
-                let copy = fetch(table, descriptor.fd)?;
-                record_ofd(images, table, descriptor, *id, tty_ids.get(id).copied(), copy.as_fd(), &mut pipes)?;
+            if seen.insert(id) {
+                recorder.describe(table, descriptor, id)?;
             }
         }
-        let files_id = images.ids.get(&(table.pid.0 as u32)).map_or(table.pid.0 as u32, |ids| ids.files_id);
-        images.fdinfo.insert(files_id, entries);
+        let files_id = recorder.images.ids.get(&(table.pid.0 as u32)).map_or(table.pid.0 as u32, |ids| ids.files_id);
+        recorder.images.fdinfo.insert(files_id, entries);
     }
     Ok(())
 }
@@ -133,200 +157,45 @@ fn type_of(descriptor: &Descriptor) -> pb::FdTypes {
     }
 }
 
-fn record_ofd(
-    images: &mut Images,
-    table: &Table<'_>,
-    descriptor: &Descriptor,
-    id: OfdId,
-    tty: Option<u32>,
-    copy: BorrowedFd<'_>,
-    pipes: &mut BTreeMap<u64, u32>,
-) -> Result<()> {
-    let flags = descriptor.info.flags & !(libc::O_CLOEXEC as u32);
-    let fown = owner(copy, flags);
-    let path = descriptor.link.as_bytes();
-    let mut entry = pb::FileEntry { r#type: type_of(descriptor) as i32, id: id.0, ..Default::default() };
-    match (&descriptor.kind, tty) {
-        (_, Some(tty_info_id)) => {
-            // TIOCGPTPEER leaves O_CLOEXEC among the flags of the description, which /proc hides.
-            let all = nix::fcntl::fcntl(copy, nix::fcntl::FcntlArg::F_GETFL).unwrap_or(flags as i32) as u32;
-            let flags = flags | all & libc::O_CLOEXEC as u32;
-            entry.tty = Some(pb::TtyFileEntry { id: id.0, tty_info_id, flags, fown, regf_id: None });
-        }
-        (FileKind::Pipe { inode }, _) => {
-            let pipe_id = pipe_id(images, pipes, *inode, table, descriptor, copy)?;
-            entry.pipe = Some(pb::PipeEntry { id: id.0, pipe_id, flags, fown });
-        }
-        (FileKind::Fifo, _) => {
-            let pipe_id = fifo_id(images, pipes, descriptor, copy)?;
-            entry.fifo = Some(pb::FifoEntry { id: id.0, pipe_id, regf_id: None });
-            entry.reg = reg_entry(id.0, path, flags, 0, fown, None).reg;
-        }
-        _ => {
-            let metadata = std::fs::metadata(format!("/proc/{}/fd/{}", table.pid, descriptor.fd)).ok();
-            let pos = descriptor.info.pos.max(0) as u64;
-            entry = reg_entry(id.0, path, flags, pos, fown, metadata.as_ref());
-        }
+impl Recorder<'_> {
+    fn describe(&mut self, table: &Table<'_>, descriptor: &Descriptor, id: OfdId) -> Result<()> {
+        let copy = fetch(table, descriptor.fd)?;
+        let flags = descriptor.info.flags & !(libc::O_CLOEXEC as u32);
+        let fown = owner::record(copy.as_fd(), flags);
+        let description = Description { table, descriptor, id, copy: copy.as_fd(), flags, fown };
+        let entry = self.entry_of(&description)?;
+        self.images.files.push(entry);
+        let own = pb::PtyagentOfd {
+            id: Some(id.0),
+            path: Some(descriptor.link.clone().into_vec()),
+            position: Some(descriptor.info.pos.max(0) as u64),
+            flags: Some(flags),
+            via_dev_tty: (descriptor.kind == FileKind::DevTty).then_some(true),
+            ..owner::record_own(copy.as_fd())
+        };
+        self.images.own.get_or_insert_default().ofds.push(own);
+        Ok(())
     }
-    images.files.push(entry);
-    let own = pb::PtyagentOfd {
-        id: Some(id.0),
-        path: Some(descriptor.link.clone().into_vec()),
-        position: Some(descriptor.info.pos.max(0) as u64),
-        flags: Some(flags),
-        via_dev_tty: (descriptor.kind == FileKind::DevTty).then_some(true),
-        ..owner_of(copy)
-    };
-    images.own.get_or_insert_default().ofds.push(own);
-    Ok(())
-}
 
-/// F_GETOWN_EX, F_GETSIG and F_GETOWNER_UIDS of a description.
-fn owner_of(copy: BorrowedFd<'_>) -> pb::PtyagentOfd {
-    let (owner_type, owner_pid) = crate::sys::process::files::owner(copy).unwrap_or((0, 0));
-    if owner_pid == 0 {
-        return pb::PtyagentOfd::default();
-    }
-    let signal = crate::sys::process::files::owner_signal(copy).unwrap_or(0);
-    let ids = crate::sys::process::files::owner_ids(copy).ok();
-    pb::PtyagentOfd {
-        owner_type: Some(owner_type as u32),
-        owner_pid: Some(owner_pid),
-        owner_signal: Some(signal as u32),
-        owner_uid: ids.map(|ids| ids.0),
-        owner_euid: ids.map(|ids| ids.1),
-        ..Default::default()
+    /// The entry of a description: one line for each kind.
+    fn entry_of(&mut self, description: &Description<'_>) -> Result<pb::FileEntry> {
+        if let Some(tty_info_id) = self.tty_ids.get(&description.id) {
+            return Ok(terminal(description, *tty_info_id));
+        }
+        match description.descriptor.kind {
+            FileKind::Pipe { .. } => pipe::record(self.images, &mut self.pipes, description),
+            FileKind::Fifo => pipe::record_fifo(self.images, &mut self.pipes, description),
+            _ => Ok(regular::record(description)),
+        }
     }
 }
 
-fn owner(copy: BorrowedFd<'_>, flags: u32) -> pb::FownEntry {
-    if flags & libc::O_PATH as u32 != 0 {
-        return pb::FownEntry::default();
-    }
-    let own = owner_of(copy);
-    let uid = nix::unistd::getuid().as_raw();
-    pb::FownEntry {
-        uid: if own.owner_pid.is_some() { own.owner_uid.unwrap_or(uid) } else { 0 },
-        euid: if own.owner_pid.is_some() { own.owner_euid.unwrap_or(uid) } else { 0 },
-        signum: own.owner_signal.unwrap_or(0),
-        pid_type: own.owner_type.unwrap_or(0),
-        pid: own.owner_pid.unwrap_or(0) as u32,
-    }
-}
-
-/// The id of an anonymous pipe; its content is recorded on first sight of a reading end.
-fn pipe_id(
-    images: &mut Images,
-    pipes: &mut BTreeMap<u64, u32>,
-    inode: u64,
-    table: &Table<'_>,
-    descriptor: &Descriptor,
-    copy: BorrowedFd<'_>,
-) -> Result<u32> {
-    if descriptor.info.flags & libc::O_DIRECT as u32 != 0 {
-        return Err(Error::Refused(Refusal {
-            pid: table.pid,
-            comm: table.comm.to_owned(),
-            fd: Some(descriptor.fd.0),
-            kind: "a pipe in packet mode (O_DIRECT)".into(),
-            remedy: "end the program that uses it, then dump again".into(),
-        }));
-    }
-    let next = pipes.len() as u32 + 1;
-    let id = *pipes.entry(inode).or_insert(next);
-    let writes_only = descriptor.info.flags & libc::O_ACCMODE as u32 == libc::O_WRONLY as u32;
-    if !writes_only && !images.pipes_data.iter().any(|data| data.entry.pipe_id == id) {
-        images.pipes_data.push(content(id, copy)?);
-    }
-    Ok(id)
-}
-
-fn fifo_id(
-    images: &mut Images,
-    pipes: &mut BTreeMap<u64, u32>,
-    descriptor: &Descriptor,
-    copy: BorrowedFd<'_>,
-) -> Result<u32> {
-    let next = pipes.len() as u32 + 1;
-    let id = *pipes.entry(descriptor.stat.inode).or_insert(next);
-    let writes_only = descriptor.info.flags & libc::O_ACCMODE as u32 == libc::O_WRONLY as u32;
-    if !writes_only && !images.fifo_data.iter().any(|data| data.entry.pipe_id == id) {
-        images.fifo_data.push(content(id, copy)?);
-    }
-    Ok(id)
-}
-
-/// What waits in a pipe, and its capacity in bytes, without taking anything out.
-fn content(pipe_id: u32, reader: BorrowedFd<'_>) -> Result<PipeData> {
-    use nix::fcntl::{FcntlArg, SpliceFFlags, fcntl, tee};
-    let size = fcntl(reader, FcntlArg::F_GETPIPE_SZ).during("asking a pipe for its size", Subject::None)?;
-    let (copy_reader, copy_writer) = nix::unistd::pipe().during("making a pipe", Subject::None)?;
-    fcntl(&copy_writer, FcntlArg::F_SETPIPE_SZ(size)).during("sizing a pipe", Subject::None)?;
-    let wanted = usize::try_from(size).unwrap_or(0);
-    let copied = match tee(reader, copy_writer.as_fd(), wanted, SpliceFFlags::SPLICE_F_NONBLOCK) {
-        Err(nix::errno::Errno::EAGAIN) => 0,
-        result => result.during("copying what is in a pipe", Subject::None)?,
-    };
-    let mut data = vec![0u8; copied];
-    let mut done = 0;
-    while done < copied {
-        done += nix::unistd::read(&copy_reader, &mut data[done..]).during("reading a pipe", Subject::None)?;
-    }
-    let unread = crate::sys::tty::unread(reader).during("asking a pipe for its content", Subject::None)?;
-    if usize::try_from(unread).unwrap_or(0) != copied {
-        return Err(Error::failed(format!(
-            "a pipe holds {unread} bytes of which only {copied} could be copied; let the reader go on and dump again"
-        )));
-    }
-    let entry = pb::PipeDataEntry { pipe_id, bytes: copied as u32, size: Some(size as u32) };
-    Ok(PipeData { entry, data })
-}
-
-/// Refuses pipes of which one end is held outside the tree: `inside` counts the descriptors of the tree by pipe inode.
-///
-/// Every process that /proc shows is asked; one that cannot be looked into counts as not holding it.
-pub fn refuse_outside_pipes(tables: &[Table<'_>], outside: &BTreeMap<u64, Pid>) -> Result<()> {
-    for table in tables {
-        for descriptor in table.descriptors {
-            let FileKind::Pipe { inode } = descriptor.kind else { continue };
-            if let Some(other) = outside.get(&inode) {
-                return Err(Error::Refused(Refusal {
-                    pid: table.pid,
-                    comm: table.comm.to_owned(),
-                    fd: Some(descriptor.fd.0),
-                    kind: format!("a pipe whose other end process {other} holds, outside the tree"),
-                    remedy: format!("dump a tree that has process {other} in it, or end the pipeline"),
-                }));
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Which pipes processes outside the tree have open, by inode.
-pub fn outside_pipes(inside: &[Pid], wanted: &std::collections::BTreeSet<u64>) -> BTreeMap<u64, Pid> {
-    let mut found = BTreeMap::new();
-    if wanted.is_empty() {
-        return found;
-    }
-    let us = Pid(std::process::id() as i32);
-    for pid in crate::procfs::tree::all().unwrap_or_default() {
-        if inside.contains(&pid) || pid == us {
-            continue;
-        }
-        let Ok(directory) = std::fs::read_dir(format!("/proc/{pid}/fd")) else { continue };
-        for entry in directory.flatten() {
-            let Ok(link) = std::fs::read_link(entry.path()) else { continue };
-            let inode = link
-                .as_os_str()
-                .to_str()
-                .and_then(|name| name.strip_prefix("pipe:["))
-                .and_then(|name| name.strip_suffix(']'))
-                .and_then(|number| number.parse::<u64>().ok());
-            if let Some(inode) = inode.filter(|inode| wanted.contains(inode)) {
-                found.insert(inode, pid);
-            }
-        }
-    }
-    found
+/// A terminal, whose state is recorded elsewhere.
+fn terminal(description: &Description<'_>, tty_info_id: u32) -> pb::FileEntry {
+    // TIOCGPTPEER leaves O_CLOEXEC among the flags of the description, which /proc hides.
+    let all = nix::fcntl::fcntl(description.copy, nix::fcntl::FcntlArg::F_GETFL).unwrap_or(0) as u32;
+    let flags = description.flags | all & libc::O_CLOEXEC as u32;
+    let fown = description.fown;
+    let tty = pb::TtyFileEntry { id: description.id.0, tty_info_id, flags, fown, regf_id: None };
+    pb::FileEntry { tty: Some(tty), ..description.entry(pb::FdTypes::Tty) }
 }

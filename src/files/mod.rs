@@ -1,6 +1,12 @@
 //! Descriptor tables and open file descriptions: recognising, recording, opening again.
+//!
+//! Each kind of description has a file of its own with its two halves. To add one: its name in [`kind`], a line in the dispatch of [`dump`]
+//! (the type, the entry) and one in that of [`restore`].
 
 pub mod dump;
 pub mod kind;
 pub mod ofd;
+pub mod owner;
+pub mod pipe;
+pub mod regular;
 pub mod restore;

@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use crate::error::{Context, Error, Result, Subject};
-use crate::files::restore::{Opened, restore_owner};
+use crate::files::owner;
+use crate::files::restore::Opened;
 use crate::ids::{Pid, PtyIndex};
 use crate::image::{Images, Kind, pb};
 use crate::inject::batch::{Ask, Batch};
@@ -190,7 +191,7 @@ impl Execution<'_> {
         match step {
             Step::OpenTerminal { index } => self.pairs.open(self.images, *index, self.request.index),
             Step::MakeShared { id } => self.shared.make(self.images, &self.request.dir, *id),
-            Step::OpenPipe { pipe } => self.opened.open_pipe(self.images, *pipe),
+            Step::OpenPipe { pipe } => self.opened.pipes.make(self.images, *pipe),
             Step::OpenFile { id } => self.open_file(*id),
             Step::Create { pid, birth } => self.create(*pid, *birth),
             Step::CreateHelper { pid, maker } => {
@@ -335,7 +336,7 @@ impl Execution<'_> {
         for own in self.images.own.iter().flat_map(|own| &own.ofds) {
             let slot = own.id.and_then(|id| self.plan.slots.files.get(&id));
             if let Some(fd) = slot.and_then(|slot| self.opened.get(*slot)) {
-                restore_owner(fd, own)?;
+                owner::restore(fd, own)?;
             }
         }
         self.opened = Opened::default();
