@@ -234,6 +234,7 @@ fn stamp(images: &mut Images) {
     let text = |part: Option<&std::ffi::OsStr>| part.map(|part| part.to_string_lossy().into_owned());
     let own = images.own.get_or_insert_default();
     own.format_version = Some(crate::image::own::FORMAT_VERSION);
+    own.vdso = mem::vdso::Image::ours().ok().map(|image| image.record());
     own.writer = Some(format!("ptyagent {}", env!("CARGO_PKG_VERSION")));
     own.kernel = Some(pb::PtyagentKernel {
         release: text(uname.as_ref().map(|uname| uname.release())),

@@ -36,7 +36,7 @@ use batch::{Answers, Ask, Batch};
 use stub::{Room, Slot, WayBack};
 
 pub use enter::{Entry, nothing_left, open_mem};
-pub use stub::Place;
+pub use stub::{Place, content_end as vdso_content_end};
 
 /// All signals blocked; SIGKILL and SIGSTOP cannot be.
 const ALL_SIGNALS: u64 = u64::MAX;

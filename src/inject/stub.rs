@@ -157,8 +157,8 @@ pub enum Slot {
     Exit = 2,
 }
 
-/// The end of everything that an ELF image's headers name, in bytes.
-fn content_end(image: &[u8]) -> Option<usize> {
+/// The end of everything that an ELF image's headers name, in bytes; behind it the last page of a vDSO is zero. None where it is no ELF image.
+pub fn content_end(image: &[u8]) -> Option<usize> {
     let elf = Elf::parse(image).ok()?;
     let sections = elf.header.e_shoff + u64::from(elf.header.e_shnum) * u64::from(elf.header.e_shentsize);
     let segments = elf.program_headers.iter().map(|header| header.p_offset.saturating_add(header.p_filesz));

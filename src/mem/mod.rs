@@ -10,6 +10,7 @@ pub mod layout;
 pub mod pages;
 pub mod restore;
 pub mod shared;
+pub mod vdso;
 
 use std::os::unix::ffi::OsStrExt;
 

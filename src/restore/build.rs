@@ -1,6 +1,7 @@
 //! Building one task from inside: memory, identity, signals, descriptors; and the state that it is let go with.
 
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 
 use crate::error::{Context, Error, Result, Subject};
 use crate::image::{Images, pb};
@@ -8,6 +9,7 @@ use crate::inject::batch::{Ask, Batch};
 use crate::inject::{ThreadState, restart};
 use crate::mem::restore::{self as memory, Backing, Reads};
 use crate::mem::shared::{self, Made};
+use crate::mem::vdso::{self, Fit, Vdsos};
 use crate::mem::{self, layout};
 use crate::plan::Plan;
 use crate::procfs::{self, Mapping};
@@ -30,15 +32,31 @@ pub struct Inherited {
 }
 
 /// Builds a task up to the point where only its registers are missing.
-pub fn build(stub: &mut Stub, images: &Images, plan: &Plan, shared: &Made, inherited: &Inherited) -> Result<()> {
+pub fn build(
+    stub: &mut Stub,
+    images: &Images,
+    plan: &Plan,
+    shared: &Made,
+    vdsos: &Vdsos,
+    inherited: &Inherited,
+) -> Result<()> {
     let pid = stub.pid.0 as u32;
     let missing = || Error::Gone(stub.pid);
     let core = images.cores.get(&pid).ok_or_else(missing)?;
     let mm = images.mm.get(&pid).ok_or_else(missing)?;
-    clear(stub, images, pid)?;
+    let plain;
+    let mm = match vdsos.fit(pid) {
+        Fit::Moved { .. } => mm,
+        Fit::Kept => {
+            plain = vdso::as_plain(mm);
+            &plain
+        }
+    };
+    let group = clear(stub, mm, vdsos)?;
     set_layout(stub, plan, mm)?;
     map(stub, images, plan, shared, mm)?;
-    read(stub, images, plan, pid)?;
+    read(stub, images, plan, mm)?;
+    lead_vdso(stub, vdsos, group)?;
     finish_memory(stub, images, mm)?;
     attributes(stub, images, plan, core, inherited)?;
     descriptors(stub, images, plan, pid)?;
@@ -69,39 +87,51 @@ fn run_all<T>(
     if batch.is_empty() { Ok(()) } else { run(stub, batch, operation) }
 }
 
-/// Unmaps everything but the parasite and the vDSO, and puts the vDSO where it was.
-fn clear(stub: &mut Stub, images: &Images, pid: u32) -> Result<()> {
+/// Unmaps everything but the parasite and the vDSO, and moves the vDSO to where it was or out of the way; yields where its mappings begin.
+fn clear(stub: &mut Stub, mm: &pb::MmEntry, vdsos: &Vdsos) -> Result<u64> {
     let mappings = procfs::maps::read(stub.pid)?;
-    let group: Vec<Range<u64>> = mappings.iter().filter(|mapping| is_vdso(mapping)).map(range).collect();
+    let group: Vec<Range<u64>> = mappings.iter().filter(|mapping| vdso::is_group(mapping)).map(range).collect();
     let (Some(first), Some(last)) = (group.first().cloned(), group.last().cloned()) else {
         return Err(Error::failed("this kernel gives processes no vDSO, which a restore needs; boot without vdso=0"));
     };
-    let own = images.own_task(pid);
-    let recorded_vvar = own.and_then(|own| own.vvar_start).or(own.and_then(|own| own.vdso_start));
-    let target = recorded_vvar.unwrap_or(first.start);
     let len = last.end - first.start;
-    let recorded_len = own.map(|own| own.vdso_len.unwrap_or(0) + own.vvar_len.unwrap_or(0)).unwrap_or(len);
-    if recorded_len != len {
-        return Err(Error::failed(format!(
-            "process {pid} was dumped on a kernel with another vDSO ({recorded_len} bytes there, {len} here); restore it on the kernel that it was dumped on"
-        )));
-    }
     let region = stub.tracee.region();
     let mut keep = vec![region.clone(), first.start..last.end];
     keep.extend(inherited_memory(&mappings));
     keep.sort_by_key(|range| range.start);
-    let recorded = images.mm.get(&pid).into_iter().flat_map(|mm| &mm.vmas).map(|vma| vma.start..vma.end);
+    let recorded = || mm.vmas.iter().map(|vma| vma.start..vma.end);
+    let hole = || layout::hole(keep.iter().cloned().chain(recorded()), len);
+    let target = match vdsos.fit(stub.pid.0 as u32) {
+        Fit::Moved { to } => to,
+        Fit::Kept if !vdsos.sealed => hole().ok_or_else(|| no_room(stub.pid))?,
+        Fit::Kept if recorded().any(|range| range.start < last.end && first.start < range.end) => {
+            return Err(Error::failed(format!(
+                "this kernel seals its vDSO, which happens to lie where process {} has memory; restore again",
+                stub.pid
+            )));
+        }
+        Fit::Kept => first.start,
+    };
     let overlap = target < last.end && first.start < target + len && target != first.start;
-    let via = if overlap { layout::hole(keep.iter().cloned().chain(recorded), len) } else { None };
+    let via = if overlap { hole() } else { None };
     let mut batch = Batch::new();
     memory::unmap_all_but(&mut batch, &keep);
     memory::move_vdso(&mut batch, &group, target, via);
     run(stub, batch, "clearing the memory")?;
-    stub.tracee.vdso_moved(target.wrapping_sub(first.start) as i64)
+    stub.tracee.vdso_moved(target.wrapping_sub(first.start) as i64)?;
+    Ok(target)
 }
 
-fn is_vdso(mapping: &Mapping) -> bool {
-    mapping.is("[vdso]") || mapping.is("[vvar]") || mapping.is("[vvar_vclock]")
+fn no_room(pid: crate::ids::Pid) -> Error {
+    Error::failed(format!("there is no room for this kernel's vDSO beside the memory of process {pid}"))
+}
+
+/// Leads the functions of a vDSO of another kernel to this kernel's, whose mappings begin at `group`.
+fn lead_vdso(stub: &Stub, vdsos: &Vdsos, group: u64) -> Result<()> {
+    for (address, bytes) in vdsos.patches(stub.pid.0 as u32, group)? {
+        stub.tracee.mem().write_all_at(&bytes, address).during("writing the vDSO", Subject::Pid(stub.pid))?;
+    }
+    Ok(())
 }
 
 fn range(mapping: &Mapping) -> Range<u64> {
@@ -138,17 +168,12 @@ fn runs(images: &Images, pid: crate::ids::Pid) -> Result<&[pb::PagemapEntry]> {
 }
 
 /// Reads the task's own pages straight from the image.
-fn read(stub: &mut Stub, images: &Images, plan: &Plan, pid: u32) -> Result<()> {
+fn read(stub: &mut Stub, images: &Images, plan: &Plan, mm: &pb::MmEntry) -> Result<()> {
+    let pid = stub.pid.0 as u32;
     let pagemap = images.pagemaps.get(&pid).ok_or(Error::Gone(stub.pid))?;
     let fd = plan.slots.pages.get(&pid).copied().ok_or(Error::Gone(stub.pid))?;
-    let skip: Vec<Range<u64>> = images
-        .mm
-        .get(&pid)
-        .into_iter()
-        .flat_map(|mm| &mm.vmas)
-        .filter(|vma| !memory::is_made(vma))
-        .map(|vma| vma.start..vma.end)
-        .collect();
+    let skip = mm.vmas.iter().filter(|vma| !memory::is_made(vma)).map(|vma| vma.start..vma.end);
+    let skip: Vec<Range<u64>> = skip.collect();
     let mut offset = 0;
     let mut runs = Vec::new();
     for entry in &pagemap.entries {

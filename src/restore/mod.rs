@@ -21,6 +21,7 @@ use crate::ids::{Pid, PtyIndex};
 use crate::image::{Images, Kind, pb};
 use crate::inject::batch::{Ask, Batch};
 use crate::mem::shared::Made;
+use crate::mem::vdso::Vdsos;
 use crate::plan::{Birth, Plan, Step, plan};
 use crate::procfs::{Stat, Status};
 use crate::sys::process::attributes::sched_getaffinity;
@@ -94,6 +95,7 @@ pub fn restore_with(
         pairs: Pairs::default(),
         opened: Opened::default(),
         shared: Made::default(),
+        vdsos: Vdsos::read(images, &request.dir)?,
         stubs: Stubs::default(),
         inherited: inherited()?,
     };
@@ -182,6 +184,7 @@ struct Execution<'a> {
     pairs: Pairs,
     opened: Opened,
     shared: Made,
+    vdsos: Vdsos,
     stubs: Stubs,
     inherited: Inherited,
 }
@@ -303,7 +306,7 @@ impl Execution<'_> {
 
     fn build(&mut self, pid: u32) -> Result<()> {
         let stub = self.stubs.get(pid)?;
-        build::build(stub, self.images, self.plan, &self.shared, &self.inherited)
+        build::build(stub, self.images, self.plan, &self.shared, &self.vdsos, &self.inherited)
     }
 
     /// Ends a task the way it had ended.
