@@ -19,7 +19,7 @@
 //! An image that was kept by an earlier restore is known by what it is, an ELF image of that name, and is led on to the next kernel's vDSO
 //! in the same way.
 //!
-//! Refused: a thread inside the first five bytes of a function.
+//! Refused: a thread that goes on inside one of these jumps.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -142,10 +142,12 @@ impl Image {
         Ok(patches)
     }
 
-    /// Whether an offset lies in the bytes that [`leading_to`](Image::leading_to) replaces, behind the first of them.
+    /// Whether an offset lies in a jump or a trampoline that [`leading_to`](Image::leading_to) writes, behind its start.
     fn is_torn(&self, offset: u64) -> bool {
         let inside = |start: usize| (1..JUMP as u64).contains(&offset.wrapping_sub(start as u64));
-        self.functions.values().any(|(start, _)| inside(*start))
+        let behind = offset.wrapping_sub(self.used.next_multiple_of(16) as u64);
+        let trampoline = behind < CLEARED as u64 && behind % TRAMPOLINE as u64 != 0;
+        trampoline || self.functions.values().any(|(start, _)| inside(*start))
     }
 }
 

@@ -5,6 +5,7 @@
 //! process that ended says so.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,7 @@ use crate::ids::{Pid, Tid};
 use crate::procfs::{self, Stat};
 use crate::sys::process::{pidfd_open, pidfd_poll};
 use crate::sys::ptrace;
-use crate::trace::{Running, Stopped};
+use crate::trace::{Running, StopReason, Stopped};
 
 use super::survey::waits_in_vfork;
 
@@ -99,7 +100,8 @@ impl Frozen {
         }
         let mut coming = coming.into_iter();
         while let Some((pid, pidfd, running)) = coming.next() {
-            let placed = match settle(pid, running) {
+            let settled = settle(pid, running).and_then(|stopped| leave_vdso(pid, stopped));
+            let placed = match settled {
                 Ok(stopped) => self.place(pid, pidfd, stopped),
                 Err((Error::Gone(_), _)) => Ok(()),
                 Err((error, running)) => {
@@ -176,6 +178,45 @@ fn settle(pid: Pid, running: Running) -> std::result::Result<Stopped, (Error, Op
         let refusal = Refusal { pid, comm, fd: None, kind: kind.into(), remedy: remedy.into() };
         return Err((Error::Refused(refusal), Some(running)));
     }
+}
+
+/// Looks at a thread that is in its vDSO, at most.
+const VDSO_LOOKS: usize = 200;
+const VDSO_RUN: Duration = Duration::from_micros(20);
+
+/// Lets a thread that has stopped inside the vDSO run on until it is outside: another kernel's vDSO is not this one. Its functions take well
+/// under a microsecond; a thread that is found there every time is taken as it is, and so is one that a signal had stopped there.
+fn leave_vdso(pid: Pid, stopped: Stopped) -> std::result::Result<Stopped, (Error, Option<Running>)> {
+    let lost = |error: Error| (error, None);
+    let mut stopped = stopped;
+    let mut vdso = None;
+    for _ in 0..VDSO_LOOKS {
+        let regs = stopped.regs().map_err(lost)?;
+        let blocked = regs.orig_rax as i64 >= 0 && (-516..=-512).contains(&(regs.rax as i64));
+        if blocked || stopped.reason() != StopReason::Interrupt {
+            break;
+        }
+        let vdso = match &vdso {
+            Some(range) => range,
+            None => vdso.insert(vdso_range(pid).map_err(lost)?),
+        };
+        if !vdso.contains(&regs.rip) {
+            break;
+        }
+        let running = stopped.cont().map_err(lost)?;
+        // An interruption that comes before the thread is on a processor would find it where it was.
+        std::thread::sleep(VDSO_RUN);
+        running.interrupt().map_err(lost)?;
+        stopped = settle(pid, running)?;
+    }
+    Ok(stopped)
+}
+
+/// Empty where the process has none.
+fn vdso_range(pid: Pid) -> Result<Range<u64>> {
+    let mappings = procfs::maps::read(pid)?;
+    let vdso = mappings.iter().find(|mapping| mapping.is("[vdso]"));
+    Ok(vdso.map_or(0..0, |vdso| vdso.start.0..vdso.end.0))
 }
 
 fn pin(pid: Pid) -> Result<OwnedFd> {
