@@ -15,7 +15,8 @@ use std::time::Duration;
 use ptyagent::image::{DigestStream, Images, Kind, Overwrite, Writer};
 use ptyagent::mem::status;
 use support::{
-    Holder, PATIENCE, TempDir, compile, dump, dump_running, kill_session, restore, serial, subreaper, until, with_timeout,
+    Holder, PATIENCE, TempDir, compile, dump, dump_running, kill_session, restore, serial, subreaper, until,
+    with_timeout,
 };
 
 const LIMIT: Duration = Duration::from_secs(120);
