@@ -106,7 +106,6 @@ impl Image {
             digest: Some(Digest::from_blocks(self.used as u64, &[digest::block(self.content())]).value),
             len: Some(self.bytes.len() as u64),
             tail: Some(self.used as u64),
-            ..Default::default()
         }
     }
 
@@ -238,7 +237,7 @@ impl Vdsos {
     fn recorded(&self, images: &Images, dir: &Path, pid: u32) -> Result<Recorded> {
         let vmas = images.mm.get(&pid).map(|mm| mm.vmas.as_slice()).unwrap_or_default();
         let of = |bit: u32| vmas.iter().filter(move |vma| vma.status & bit != 0);
-        let (first, last) = (of(status::VVAR | status::VDSO).next(), of(status::VDSO).last());
+        let (first, last) = (of(status::VVAR | status::VDSO).next(), of(status::VDSO).next_back());
         let Some((first, last)) = first.zip(last) else { return Ok(Recorded::default()) };
         let group = first.start..last.end;
         let layout = (last.start - first.start, last.end - last.start);
