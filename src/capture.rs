@@ -12,18 +12,19 @@ use crate::files::dump::{FileIds, Table};
 use crate::files::kind::{Descriptor, FileKind};
 use crate::files::ofd::{self, OfdTable};
 use crate::files::pipe;
-use crate::ids::Pid;
+use crate::ids::{Pid, Tid};
 use crate::image::Images;
-use crate::inject::batch::{Answers, Batch};
+use crate::inject::batch::{Answers, Ask, Batch};
 use crate::inject::rest::Transfer;
-use crate::inject::{Entry, Infected, Placement, ThreadState, restart, rseq};
+use crate::inject::{Entry, Infected, Placement, ThreadState, Visit, restart, rseq};
 use crate::mem::{self, layout};
 use crate::procfs::{Mapping, Stat};
 use crate::sys::process::pidfd_getfd;
-use crate::sys::tty;
+use crate::sys::{ptrace, tty};
 use crate::task::freeze::{Frozen, FrozenProcess, freeze};
 use crate::task::record::{self, Outside};
 use crate::task::survey::{Survey, SurveyMode, recheck, refuse_outsiders, refuse_threads, refuse_unsupported, survey};
+use crate::task::thread::{self, ThreadFacts};
 use crate::task::{identity, signals, timers};
 use crate::trace::{StopReason, Stopped};
 use crate::tty::record::{self as tty_records, Terminals};
@@ -35,6 +36,7 @@ pub struct Captured {
     pub pid: Pid,
     pub pidfd: OwnedFd,
     pub tracee: Infected,
+    /// The other threads, about to go on with what they were doing.
     threads: Vec<Stopped>,
     /// As they were before the parasite came.
     pub mappings: Vec<Mapping>,
@@ -103,7 +105,7 @@ struct Known {
     pid: Pid,
     pidfd: OwnedFd,
     leader: Stopped,
-    threads: Vec<Stopped>,
+    threads: Vec<(Stopped, ThreadFacts)>,
     outside: Outside,
     descriptors: Vec<Descriptor>,
     comm: String,
@@ -154,6 +156,11 @@ fn look(process: FrozenProcess, survey: &Survey) -> Result<Known> {
         return Err(Error::Leaving(pid));
     }
     let outside = Outside::read(facts, alive, stop_signal)?;
+    let with_facts = |thread: Stopped| {
+        let facts = ThreadFacts::read(pid, thread.tid())?;
+        Ok((thread, facts))
+    };
+    let threads = threads.into_iter().map(with_facts).collect::<Result<_>>()?;
     let descriptors = alive.descriptors.clone();
     let comm = outside.stat.comm_text();
     Ok(Known { pid, pidfd, leader, threads, outside, descriptors, comm })
@@ -197,7 +204,21 @@ fn record_files(images: &mut Images, tables: &[Table<'_>], ofds: &OfdTable, term
     file_records::record(images, tables, ofds, &tty_ids)
 }
 
-/// Brings the parasite into every process, asks each of them on the way in, and records the answers.
+/// A process with the parasite in it, and what its leader answered on the way in.
+struct Entered {
+    captured: Captured,
+    guests: Vec<(Stopped, ThreadFacts)>,
+    descriptors: Vec<Descriptor>,
+    outside: Outside,
+    answers: Answers,
+    signals: signals::Asked,
+    identity: identity::Asked,
+    thread: thread::Asked,
+    timers: timers::Asked,
+    ttys: Vec<tty_records::Asked>,
+}
+
+/// Brings the parasite into every process, asks each of them on the way in, then their other threads, and records the answers.
 fn infect_and_ask(
     known: Vec<Known>,
     images: &mut Images,
@@ -205,50 +226,72 @@ fn infect_and_ask(
     terminals: &Terminals,
     mode: SurveyMode,
 ) -> Result<Vec<Captured>> {
-    struct Asked {
-        outside: Outside,
-        answers: Answers,
-        signals: signals::Asked,
-        identity: identity::Asked,
-        timers: timers::Asked,
-        ttys: Vec<tty_records::Asked>,
-    }
-    let mut infected = Vec::new();
+    let mut entered = Vec::new();
     for known in known {
-        let Known { pid, pidfd, leader, threads, outside, descriptors, .. } = known;
-        let mut batch = Batch::new();
-        let signals = signals::ask(&mut batch);
-        let identity = identity::ask(&mut batch);
-        let timers = timers::ask(&mut batch, &outside.timers);
-        let ttys = terminals.ask(pid, &mut batch);
-        let (tracee, answers) = infect(&pidfd, leader, &outside, &descriptors, batch)?;
-        let asked = Asked { outside, answers, signals, identity, timers, ttys };
-        let mappings = asked.outside.mappings.clone();
-        infected.push((Captured { pid, pidfd, tracee, threads, mappings }, asked));
+        entered.push(enter(known, terminals)?);
     }
     tracing::debug!("infected and asked");
     let mut records = tty_records::Records::new();
     let mut processes = Vec::new();
-    for (captured, asked) in infected {
-        let answers = asked.answers;
-        let mut signals = asked.signals.answers(&answers)?;
-        signals.timers.posix = asked.timers.answers(&answers)?;
-        let identity = asked.identity.answers(&answers)?;
-        for tty in &asked.ttys {
+    for one in entered {
+        let Entered { mut captured, guests, descriptors, outside, answers, signals, identity, thread, timers, ttys } = one;
+        let (mut signals, identity) = (signals.answers(&answers), identity.answers(&answers)?);
+        signals.timers.posix = timers.answers(&answers)?;
+        for tty in &ttys {
             tty.answers(&answers, &mut records)?;
         }
-        let state = recordable(&captured, &asked.outside, mode)?;
-        record::record(images, ids, &asked.outside, &state, signals, &identity)?;
+        let comm = outside.stat.comm_text();
+        let state = recordable(&captured, captured.tracee.original(), &comm, mode)?;
+        record::record(images, ids, &outside, &state, signals, &identity, &thread.answers(&answers)?)?;
+        for (stopped, facts) in guests {
+            let (stopped, state, told) = visit(&mut captured, stopped, &facts, &outside, &descriptors)?;
+            captured.threads.push(stopped);
+            let state = recordable(&captured, &state, &comm, mode)?;
+            record::record_thread(images, captured.pid, &facts, &state, &told)?;
+        }
         processes.push(captured);
     }
     tty_records::record(images, ids, terminals, records);
     Ok(processes)
 }
 
+fn enter(known: Known, terminals: &Terminals) -> Result<Entered> {
+    let Known { pid, pidfd, leader, threads: guests, outside, descriptors, .. } = known;
+    let mut batch = Batch::new();
+    let signals = signals::ask(&mut batch);
+    let identity = identity::ask(&mut batch);
+    let thread = thread::ask(&mut batch);
+    let timers = timers::ask(&mut batch, &outside.timers);
+    let ttys = terminals.ask(pid, &mut batch);
+    let (tracee, answers) = infect(&pidfd, leader, &guests, &outside, &descriptors, batch)?;
+    let mappings = outside.mappings.clone();
+    let captured = Captured { pid, pidfd, tracee, threads: Vec::new(), mappings };
+    Ok(Entered { captured, guests, descriptors, outside, answers, signals, identity, thread, timers, ttys })
+}
+
+/// Asks a thread that is not the leader; yields it about to go on.
+fn visit(
+    captured: &mut Captured,
+    stopped: Stopped,
+    facts: &ThreadFacts,
+    outside: &Outside,
+    descriptors: &[Descriptor],
+) -> Result<(Stopped, ThreadState, thread::Told)> {
+    let pending = facts.pending(stopped.sigmask()?, &outside.process_pending);
+    let Captured { pidfd, tracee, .. } = captured;
+    let left = |transfer: &Transfer| left(pidfd, descriptors, transfer);
+    let mut guest = tracee.visit(stopped, &Visit { pending, left: &left })?;
+    let mut batch = Batch::new();
+    let asked = thread::ask(&mut batch);
+    let told = asked.answers(&guest.ask(batch)?)?;
+    let state = guest.original().clone();
+    Ok((guest.leave()?, state, told))
+}
+
 /// The state that the images keep: a call that the kernel has restarted before gets its own number back.
-fn recordable(captured: &Captured, outside: &Outside, mode: SurveyMode) -> Result<ThreadState> {
+fn recordable(captured: &Captured, state: &ThreadState, comm: &str, mode: SurveyMode) -> Result<ThreadState> {
     use std::os::unix::fs::FileExt;
-    let mut state = captured.tracee.original().clone();
+    let mut state = state.clone();
     if !restart::is_restarted(&state.regs) {
         return Ok(state);
     }
@@ -261,7 +304,7 @@ fn recordable(captured: &Captured, outside: &Outside, mode: SurveyMode) -> Resul
         None => {
             return Err(Error::Refused(Refusal {
                 pid: captured.pid,
-                comm: outside.stat.comm_text(),
+                comm: comm.to_owned(),
                 fd: None,
                 kind: "it sleeps in a system call that was interrupted before, and its code does not say which".into(),
                 remedy: "wait until it wakes up, then dump again".into(),
@@ -274,20 +317,25 @@ fn recordable(captured: &Captured, outside: &Outside, mode: SurveyMode) -> Resul
 fn infect(
     pidfd: &OwnedFd,
     leader: Stopped,
+    guests: &[(Stopped, ThreadFacts)],
     outside: &Outside,
     descriptors: &[Descriptor],
     first: Batch,
 ) -> Result<(Infected, Answers)> {
     let pid = outside.stat.pid;
-    if let Some(config) = &outside.rseq {
-        rseq::abort_section(&leader, &crate::inject::open_mem(pid)?, pid, config)?;
+    let mem = crate::inject::open_mem(pid)?;
+    for (thread, facts) in guests.iter().map(|(thread, facts)| (thread, facts)).chain([(&leader, &outside.thread)]) {
+        if let Some(config) = &facts.rseq {
+            rseq::abort_section(thread, &mem, pid, config)?;
+        }
     }
     let base = layout::hole(layout::ranges(&outside.mappings), wire::REGION_SIZE)
         .ok_or_else(|| Error::failed(format!("process {pid} has no room for the parasite in its address space")))?;
-    let pending = outside.pending(leader.sigmask()?);
+    let pending = outside.thread.pending(leader.sigmask()?, &outside.process_pending);
     let places = mem::places(&outside.mappings);
     let left = |transfer: &Transfer| left(pidfd, descriptors, transfer);
-    let entry = Entry { pid, pidfd, places, base, placement: Placement::Free, pending, left: &left };
+    let others = guests.iter().map(|(thread, _)| Ok((thread.tid(), thread.regs()?))).collect::<Result<_>>()?;
+    let entry = Entry { pid, pidfd, places, base, placement: Placement::Free, pending, left: &left, others };
     Infected::infect_and_ask(leader, &entry, first)
 }
 
@@ -347,10 +395,14 @@ impl Captured {
         stopped.release()
     }
 
-    /// The process was killed: nothing is put back.
-    pub fn forget_killed(self) {
+    /// The process was killed: nothing is put back, and its threads are reaped, the leader last, which only ends when all others have.
+    pub fn reap_killed(self) {
+        let tids: Vec<Tid> = self.threads.iter().map(Stopped::tid).collect();
         self.tracee.forget_killed();
         self.threads.into_iter().for_each(Stopped::forget_killed);
+        for tid in tids.into_iter().chain([self.pid.into()]) {
+            let _ = ptrace::wait(tid, ptrace::WaitMode::Block);
+        }
     }
 }
 

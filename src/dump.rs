@@ -11,13 +11,12 @@ use serde::Serialize;
 
 use crate::capture::{self, Captured, Tree};
 use crate::error::{Error, Refusal, Result};
-use crate::ids::{Pid, Tid};
+use crate::ids::Pid;
 use crate::image::{CommitReport, Images, Overwrite, Pagemap, Writer, pagemap, pb};
 use crate::inject::batch::{Ask, Batch};
 use crate::mem::pages::{self, PAGE, PageMap, PageRange, Stash, Wanted};
 use crate::mem::{self, shared, status};
 use crate::sys::process::pidfd_send_signal;
-use crate::sys::ptrace;
 use crate::task::survey::{self, SurveyMode};
 use crate::tty::drain::{self, Drained};
 
@@ -275,8 +274,7 @@ fn kill(processes: Vec<Captured>, images: &Images) -> Result<()> {
         if let Some(at) = rest.iter().position(|process| process.pid.0 == pid) {
             let process = rest.remove(at);
             signal(&process, libc::SIGKILL)?;
-            process.forget_killed();
-            let _ = ptrace::wait(Tid(pid), ptrace::WaitMode::Block);
+            process.reap_killed();
         }
         let parent = images.pstree.iter().find(|entry| entry.pid as i32 == pid).map(|entry| entry.ppid as i32);
         if let Some(parent) = rest.iter_mut().find(|process| Some(process.pid.0) == parent) {

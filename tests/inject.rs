@@ -23,6 +23,7 @@ fn infect(pid: Pid, pidfd: &OwnedFd) -> Infected {
         placement: Placement::Free,
         pending: Pending::Nothing,
         left: &ptyagent::inject::nothing_left,
+        others: Default::default(),
     };
     Infected::infect(stopped, &entry).unwrap()
 }

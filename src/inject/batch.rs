@@ -172,6 +172,25 @@ impl Batch {
         bytes
     }
 
+    /// A call by its place in the batch, as whoever runs it by itself needs it: its number and its arguments, where the batch lies at `offset`
+    /// of a region whose address is `base`. `results` are those of the calls before it.
+    pub fn resolved(&self, n: usize, base: u64, offset: u64, results: &[i64]) -> Option<(i64, [u64; 6], OnError)> {
+        let (nr, args, on_error) = self.calls.get(n)?;
+        let data_at = base + offset + self.data_offset() as u64;
+        let args = args.map(|arg| match arg {
+            Arg::Value(value) => value,
+            Arg::Buffer(buffer, plus) => data_at + buffer.at as u64 + plus,
+            Arg::Region(offset) => base + offset,
+            Arg::ResultOf(CallId(n)) => results.get(n).copied().unwrap_or(wire::NOT_RUN) as u64,
+        });
+        Some((*nr, args, *on_error))
+    }
+
+    /// Where in the batch the result of a call lies, in bytes.
+    pub fn result_at(n: usize) -> usize {
+        n * size_of::<Call>() + RESULT_AT
+    }
+
     /// How many calls the batch holds.
     pub fn len(&self) -> usize {
         self.calls.len()

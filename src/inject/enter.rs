@@ -1,5 +1,6 @@
 //! The way in: three calls from stubs, then one SETREGS into the parasite, whose first batch closes the memfd.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
@@ -11,9 +12,9 @@ use super::batch::{Answers, Batch};
 use super::rest::{self, Transfer, Whereabouts};
 use super::restart::{self, Pending};
 use super::stub::{Cleanup, Place, REGION_NAME, Room, Slot, WayBack};
-use super::{ALL_SIGNALS, Infected, Placement, ThreadState, Tracee, blob, idle_header};
+use super::{ALL_SIGNALS, Infected, Placement, Stubs, ThreadState, Tracee, blob, idle_header};
 use crate::error::{Context, Error, Result, Subject};
-use crate::ids::{Pid, RemoteFd};
+use crate::ids::{Pid, RemoteAddr, RemoteFd, Tid};
 use crate::sys::region::SharedMapping;
 use crate::trace::{StopReason, Stopped, Wait};
 use crate::wire;
@@ -32,6 +33,8 @@ pub struct Entry<'a> {
     pub pending: Pending,
     /// How many bytes the rest of a call that the stop cut short has to move; 0 where it was not the stop. See `rest`.
     pub left: &'a dyn Fn(&Transfer) -> u64,
+    /// The registers of the other threads, which are stopped too.
+    pub others: BTreeMap<Tid, user_regs_struct>,
 }
 
 /// For tracees whose calls are of no interest.
@@ -53,10 +56,12 @@ impl Infected {
         let at_stop = ThreadState { regs: stopped.regs()?, xstate: stopped.xstate()?, sigmask: stopped.sigmask()? };
         let mem = open_mem(entry.pid)?;
         let room = Room::find(&mem, entry.pid, &entry.places)?;
-        if room.holds(at_stop.regs.rip) {
+        let threads = || entry.others.values().chain([&at_stop.regs]);
+        if threads().any(|regs| room.holds(regs.rip)) {
             return Err(Error::Leaving(entry.pid));
         }
-        let (regs, going_on) = resumption(&mem, entry, &room, &at_stop.regs)?;
+        let site = Site { mem: &mem, pid: entry.pid, room: &room, threads: threads().copied().collect() };
+        let (regs, going_on) = site.resumption(&at_stop.regs, entry.pending, entry.left)?;
         let original = ThreadState { regs, ..at_stop };
         let way_back = WayBack { regs: restart::without_kernel_restart(&going_on), sigmask: original.sigmask };
         let mut bootstrap =
@@ -73,39 +78,37 @@ impl Infected {
     }
 }
 
-/// The registers to record, and those to go on with: the same, but where the stop cut a call short.
-fn resumption(
-    mem: &File,
-    entry: &Entry<'_>,
-    room: &Room,
-    regs: &user_regs_struct,
-) -> Result<(user_regs_struct, user_regs_struct)> {
-    let (behind, transfer) = match rest::whereabouts(mem, entry.pid, regs, room.rests(), entry.pending)? {
-        Whereabouts::Itself(regs) => {
-            let regs = restart::continued(&regs, entry.pending);
-            return Ok((regs, regs));
-        }
-        Whereabouts::Cut(behind, transfer) => (behind, transfer),
-    };
-    let left = (entry.left)(&transfer);
-    let slot = rest::unused(room.rests(), regs, &stack(mem, regs)).first().copied();
-    let (Some(slot), true) = (slot, left > 0) else { return Ok((behind, behind)) };
-    let rest = rest::place(mem, entry.pid, slot, &behind, &transfer, left)?;
-    Ok((behind, rest.unwrap_or(behind)))
+/// Where a thread is to be given its way on.
+pub(super) struct Site<'a> {
+    pub mem: &'a File,
+    pub pid: Pid,
+    pub room: &'a Room,
+    /// The registers of all threads of the process.
+    pub threads: Vec<user_regs_struct>,
 }
 
-/// What lies above a stack pointer: as much as can be read, at most 8 MiB.
-pub(super) fn stack(mem: &File, regs: &user_regs_struct) -> Vec<u8> {
-    const CHUNK: usize = 64 * 1024;
-    let mut bytes = Vec::new();
-    let mut chunk = vec![0u8; CHUNK];
-    while bytes.len() < 8 << 20 {
-        match mem.read_at(&mut chunk, regs.rsp.wrapping_add(bytes.len() as u64)) {
-            Ok(count @ 1..) => bytes.extend_from_slice(&chunk[..count]),
-            _ => break,
-        }
+impl Site<'_> {
+    /// The registers to record, and those to go on with: the same, but where the stop cut a call short.
+    pub fn resumption(
+        &self,
+        regs: &user_regs_struct,
+        pending: Pending,
+        left: &dyn Fn(&Transfer) -> u64,
+    ) -> Result<(user_regs_struct, user_regs_struct)> {
+        let Site { mem, pid, room, threads } = self;
+        let (behind, transfer) = match rest::whereabouts(mem, *pid, regs, room.rests(), pending)? {
+            Whereabouts::Itself(regs) => {
+                let regs = restart::continued(&regs, pending);
+                return Ok((regs, regs));
+            }
+            Whereabouts::Cut(behind, transfer) => (behind, transfer),
+        };
+        let left = left(&transfer);
+        let slot = rest::unused(mem, *pid, room.rests(), threads)?.first().copied();
+        let (Some(slot), true) = (slot, left > 0) else { return Ok((behind, behind)) };
+        let rest = rest::place(mem, *pid, slot, &behind, &transfer, left)?;
+        Ok((behind, rest.unwrap_or(behind)))
     }
-    bytes
 }
 
 /// /proc/PID/mem, through which text that is not writable can be written by a tracer.
@@ -115,6 +118,22 @@ pub fn open_mem(pid: Pid) -> Result<File> {
         .write(true)
         .open(format!("/proc/{pid}/mem"))
         .during("opening the memory", Subject::Pid(pid))
+}
+
+/// The registers that make a call from the stub at `at`, all others as in `back`.
+pub(super) fn calling(back: &user_regs_struct, at: RemoteAddr, nr: i64, args: [u64; 6]) -> user_regs_struct {
+    user_regs_struct {
+        rip: at.0,
+        rax: nr as u64,
+        rdi: args[0],
+        rsi: args[1],
+        rdx: args[2],
+        r10: args[3],
+        r8: args[4],
+        r9: args[5],
+        orig_rax: u64::MAX,
+        ..*back
+    }
 }
 
 /// Runs the system call to whose instruction the registers point; yields the tracee at the exit stop, and the raw result.
@@ -232,18 +251,7 @@ impl Bootstrap<'_> {
             Ok(at) => at,
             Err(error) => return Err((error, Some(stopped))),
         };
-        let regs = user_regs_struct {
-            rip: at.0,
-            rax: nr as u64,
-            rdi: args[0],
-            rsi: args[1],
-            rdx: args[2],
-            r10: args[3],
-            r8: args[4],
-            r9: args[5],
-            orig_rax: u64::MAX,
-            ..self.way_back.regs
-        };
+        let regs = calling(&self.way_back.regs, at, nr, args);
         if let Err(error) = stopped.set_regs(&regs).and_then(|()| stopped.set_sigmask(ALL_SIGNALS)) {
             return Err((error, Some(stopped)));
         }
@@ -293,6 +301,8 @@ impl Bootstrap<'_> {
             room: self.room,
             original: self.original,
             going_on: self.going_on,
+            others: self.entry.others.clone(),
+            stubs: Stubs::Free,
             owed_stop: self.owed_stop,
         };
         infected.place_exit_stub()?;

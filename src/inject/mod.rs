@@ -17,7 +17,9 @@ pub mod rest;
 pub mod restart;
 pub mod rseq;
 mod stub;
+mod visit;
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
@@ -37,6 +39,7 @@ use stub::{Room, Slot, WayBack};
 
 pub use enter::{Entry, nothing_left, open_mem};
 pub use stub::{Place, content_end as vdso_content_end};
+pub use visit::{Guest, Visit};
 
 /// All signals blocked; SIGKILL and SIGSTOP cannot be.
 const ALL_SIGNALS: u64 = u64::MAX;
@@ -68,6 +71,14 @@ enum Tracee {
     Lost,
 }
 
+/// Whether anybody but the leader may still be in a stub.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stubs {
+    Free,
+    /// A thread could not be brought back from one: its code has to stay where it is.
+    Occupied,
+}
+
 /// A tracee in which the parasite waits for batches, in a ptrace stop.
 #[derive(Debug)]
 #[must_use = "an infected tracee must be cured"]
@@ -82,6 +93,9 @@ pub struct Infected {
     original: ThreadState,
     /// What the thread goes on with after a cure: `original`, or the rest of a call that the stop cut short.
     going_on: user_regs_struct,
+    /// What the other threads go on with.
+    others: BTreeMap<Tid, user_regs_struct>,
+    stubs: Stubs,
     /// A SIGSTOP that came meanwhile; it is sent again at the release.
     owed_stop: bool,
 }
@@ -282,7 +296,8 @@ impl Infected {
     fn cure_now(&mut self) -> Result<Stopped> {
         let last = ThreadState { regs: self.going_on, ..self.original.clone() };
         let stopped = self.leave(&last)?;
-        let unused = rest::unused(self.room.rests(), &last.regs, &enter::stack(&self.mem, &last.regs));
+        let threads: Vec<user_regs_struct> = self.others.values().chain([&last.regs]).copied().collect();
+        let unused = rest::unused(&self.mem, self.pid, self.room.rests(), &threads)?;
         rest::clear(&self.mem, self.pid, &unused)?;
         Ok(stopped)
     }
@@ -331,7 +346,9 @@ impl Infected {
         let stopped = stopped.cont_without_signal()?.settle()?;
         stopped.set_sigmask(last.sigmask)?;
         stopped.set_regs(&last.regs)?;
-        self.room.put_back(&self.mem, self.pid)?;
+        if self.stubs == Stubs::Free {
+            self.room.put_back(&self.mem, self.pid)?;
+        }
         send_owed_stop(self.owed_stop, self.pid);
         Ok(stopped)
     }

@@ -187,12 +187,38 @@ fn read(mem: &File, pid: Pid, at: u64) -> Result<[u8; SIZE]> {
     Ok(slot)
 }
 
-/// The slots in which no thread is and to which no signal handler returns. `stack` is what lies above the stack pointer.
-pub fn unused(slots: &[u64], regs: &user_regs_struct, stack: &[u8]) -> Vec<u64> {
-    let within = |slot: u64, address: u64| address.wrapping_sub(slot) < SIZE as u64;
-    let words = || stack.chunks_exact(8).filter_map(|word| Some(u64::from_le_bytes(word.try_into().ok()?)));
-    let free = |slot: &u64| !within(*slot, regs.rip) && !words().any(|word| within(*slot, word));
-    slots.iter().copied().filter(free).collect()
+/// The slots that no thread of the process is in and to which no signal handler returns. `threads` are the registers of all of them.
+pub fn unused(mem: &File, pid: Pid, slots: &[u64], threads: &[user_regs_struct]) -> Result<Vec<u64>> {
+    let mut unused = Vec::new();
+    for slot in slots {
+        // The stacks are read only where there is something to find.
+        let is_empty = read(mem, pid, *slot)? == [0; SIZE];
+        if is_empty || !threads.iter().any(|regs| uses(*slot, regs, &stack(mem, regs))) {
+            unused.push(*slot);
+        }
+    }
+    Ok(unused)
+}
+
+/// Whether a thread is in a slot, or a word of its stack leads there.
+fn uses(slot: u64, regs: &user_regs_struct, stack: &[u8]) -> bool {
+    let within = |address: u64| address.wrapping_sub(slot) < SIZE as u64;
+    let mut words = stack.chunks_exact(8).filter_map(|word| Some(u64::from_le_bytes(word.try_into().ok()?)));
+    within(regs.rip) || words.any(within)
+}
+
+/// What lies above a stack pointer: as much as can be read, at most 8 MiB.
+fn stack(mem: &File, regs: &user_regs_struct) -> Vec<u8> {
+    const CHUNK: usize = 64 * 1024;
+    let mut bytes = Vec::new();
+    let mut chunk = vec![0u8; CHUNK];
+    while bytes.len() < 8 << 20 {
+        match mem.read_at(&mut chunk, regs.rsp.wrapping_add(bytes.len() as u64)) {
+            Ok(count @ 1..) => bytes.extend_from_slice(&chunk[..count]),
+            _ => break,
+        }
+    }
+    bytes
 }
 
 /// Puts the stub for the rest of a call into a slot; yields the registers that begin it, where the call can be expressed.
@@ -282,6 +308,7 @@ mod tests {
     #[test]
     fn a_slot_to_which_a_handler_returns_is_in_use() {
         let stack = [0u64, 0x2002, 5].map(u64::to_le_bytes).concat();
-        assert_eq!(unused(&[0x1000, 0x2000, 0x3000], &regs(0x3010, 0, -1), &stack), [0x1000]);
+        let used = [0x1000, 0x2000, 0x3000].map(|slot| uses(slot, &regs(0x3010, 0, -1), &stack));
+        assert_eq!(used, [false, true, true]);
     }
 }

@@ -87,6 +87,15 @@ pub enum Step {
     Build {
         pid: u32,
     },
+    /// Of a built process, which still may choose numbers.
+    CreateThread {
+        pid: u32,
+        tid: u32,
+    },
+    /// Its credentials, after which a process may do less.
+    Identify {
+        pid: u32,
+    },
     Die {
         pid: u32,
         status: u32,
@@ -131,7 +140,9 @@ impl fmt::Display for Step {
             Step::SetForeground { tty, pgid, .. } => {
                 write!(f, "make group {pgid} the foreground group of terminal {tty}")
             }
-            Step::Build { pid } => write!(f, "build process {pid}: memory, descriptors, identity, signals"),
+            Step::Build { pid } => write!(f, "build process {pid}: memory, descriptors, signals"),
+            Step::CreateThread { pid, tid } => write!(f, "create thread {tid} of process {pid}"),
+            Step::Identify { pid } => write!(f, "give process {pid} its credentials"),
             Step::Die { pid, status } => write!(f, "end process {pid} with status {status:#x}"),
             Step::HangUp { index } => write!(f, "hang up pseudoterminal {index}"),
             Step::HandOver => write!(f, "set the owners of files and let go of them"),
@@ -194,6 +205,8 @@ pub fn plan(images: &Images, dir: &Path) -> Result<Plan> {
     for task in tasks.in_order().filter(|task| task.state != DEAD) {
         validate_task(images, task.pid, dir)?;
         steps.push(Step::Build { pid: task.pid });
+        steps.extend(task.threads.iter().map(|tid| Step::CreateThread { pid: task.pid, tid: *tid }));
+        steps.push(Step::Identify { pid: task.pid });
     }
     for index in living(images) {
         steps.push(Step::FillQueues { index });
@@ -280,6 +293,22 @@ fn validate_task(images: &Images, pid: u32, dir: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Checks that every thread of a process has a number of its own, and registers.
+fn validate_threads(images: &Images, entry: &pb::PstreeEntry, numbers: &mut BTreeSet<u32>, dir: &Path) -> Result<()> {
+    for tid in entry.threads.iter().copied().filter(|tid| *tid != entry.pid) {
+        let inconsistent = |what: &str| inconsistent(dir, format!("thread {tid} of process {} {what}", entry.pid));
+        let core = images.cores.get(&tid).ok_or_else(|| inconsistent("has no registers"))?;
+        if core.thread_info.is_none() || core.thread_core.is_none() {
+            return Err(inconsistent("has no state"));
+        }
+        let is_process = images.pstree.iter().any(|process| process.pid == tid);
+        if tid == 0 || tid > i32::MAX as u32 || is_process || !numbers.insert(tid) {
+            return Err(inconsistent("has a number that cannot be"));
+        }
+    }
+    Ok(())
+}
+
 /// One task, as the order of creation needs it.
 #[derive(Debug, Clone)]
 pub struct Task {
@@ -289,6 +318,8 @@ pub struct Task {
     pub sid: u32,
     pub state: u32,
     pub exit_status: u32,
+    /// Without the leader.
+    pub threads: Vec<u32>,
     /// The terminal that is its controlling terminal.
     pub ctty: Option<u32>,
 }
@@ -306,13 +337,9 @@ impl Tasks {
         let root = images.pstree.first().ok_or_else(|| inconsistent(dir, "it has no process"))?.pid;
         let mut tasks = BTreeMap::new();
         let mut order = Vec::new();
+        let mut numbers = BTreeSet::new();
         for entry in &images.pstree {
-            if entry.threads.len() > 1 {
-                return Err(Error::image(
-                    dir,
-                    format!("process {} has several threads, which cannot be restored yet", entry.pid),
-                ));
-            }
+            validate_threads(images, entry, &mut numbers, dir)?;
             let parent = (entry.pid != root).then_some(entry.ppid);
             if parent.is_some_and(|parent| !tasks.contains_key(&parent)) {
                 return Err(inconsistent(dir, format!("the parent of process {} is missing", entry.pid)));
@@ -354,6 +381,7 @@ impl Task {
             sid: entry.sid,
             state: core.task_state,
             exit_status: core.exit_code,
+            threads: entry.threads.iter().copied().filter(|tid| *tid != entry.pid).collect(),
             ctty: images.own_task(entry.pid).and_then(|own| own.ctty_tty_id),
         })
     }

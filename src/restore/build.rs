@@ -14,7 +14,7 @@ use crate::mem::{self, layout};
 use crate::plan::Plan;
 use crate::procfs::{self, Mapping};
 use crate::task::identity::{self, Credentials};
-use crate::task::{regs, signals, timers};
+use crate::task::{regs, signals, thread, timers};
 
 use super::stubs::Stub;
 
@@ -31,7 +31,7 @@ pub struct Inherited {
     pub affinity: Vec<u8>,
 }
 
-/// Builds a task up to the point where only its registers are missing.
+/// Builds a task up to the point where only its threads, its credentials and its registers are missing.
 pub fn build(
     stub: &mut Stub,
     images: &Images,
@@ -59,10 +59,7 @@ pub fn build(
     lead_vdso(stub, vdsos, group)?;
     finish_memory(stub, images, mm)?;
     attributes(stub, images, plan, core, inherited)?;
-    descriptors(stub, images, plan, pid)?;
-    identity_last(stub, images, core, inherited)?;
-    let own = images.own_task(pid).cloned().unwrap_or_default();
-    identity::restore_outside(stub.pid, &own)
+    descriptors(stub, images, plan, pid)
 }
 
 fn run(stub: &mut Stub, batch: Batch, operation: &'static str) -> Result<()> {
@@ -267,29 +264,9 @@ fn attributes(
         batch.must(libc::SYS_fchdir, [slot(fs.cwd_id).into()]);
         batch.must(libc::SYS_umask, [u64::from(fs.umask.unwrap_or(0o022)).into()]);
     }
-    threads(&mut batch, images, core, pid);
-    if let Some(own) = images.own_thread(pid) {
-        identity::restore_affinity(&mut batch, own, &inherited.affinity);
-    }
+    let own = images.own_thread(pid).cloned().unwrap_or_default();
+    thread::restore(&mut batch, core, &own, &inherited.affinity);
     run(stub, batch, "setting the attributes")
-}
-
-/// What the kernel keeps per thread for the C library.
-fn threads(batch: &mut Batch, images: &Images, core: &pb::CoreEntry, pid: u32) {
-    if let Some(info) = &core.thread_info {
-        batch.call(libc::SYS_set_tid_address, [info.clear_tid_addr.into()]);
-    }
-    if let Some(thread) = core.thread_core.as_ref().filter(|thread| thread.futex_rla_len != 0) {
-        let len = u64::from(thread.futex_rla_len);
-        batch.must(libc::SYS_set_robust_list, [thread.futex_rla.into(), len.into()]);
-    }
-    let own = images.own_thread(pid);
-    if let Some(pointer) = own.and_then(|own| own.rseq_pointer).filter(|pointer| *pointer != 0) {
-        let number = |value: Option<u32>| u64::from(value.unwrap_or(0));
-        let len = number(own.and_then(|own| own.rseq_len));
-        let signature = number(own.and_then(|own| own.rseq_signature));
-        batch.must(libc::SYS_rseq, [pointer.into(), len.into(), 0u64.into(), signature.into()]);
-    }
 }
 
 /// Puts copies of the inherited files under the recorded numbers and closes everything else.
@@ -313,16 +290,33 @@ fn descriptors(stub: &mut Stub, images: &Images, plan: &Plan, pid: u32) -> Resul
     run(stub, batch, "setting up the descriptors")
 }
 
-fn identity_last(stub: &mut Stub, images: &Images, core: &pb::CoreEntry, inherited: &Inherited) -> Result<()> {
+/// Gives a task its credentials, after which it may do less.
+pub fn identify(stub: &mut Stub, images: &Images, inherited: &Inherited) -> Result<()> {
     let pid = stub.pid.0 as u32;
+    let core = images.cores.get(&pid).ok_or(Error::Gone(stub.pid))?;
     let own = images.own_task(pid).cloned().unwrap_or_default();
-    let creds = core.thread_core.as_ref().and_then(|thread| thread.creds.as_ref()).or_else(|| images.creds.get(&pid));
-    let Some(creds) = creds else { return Ok(()) };
-    let mode = if same(creds, &inherited.credentials) { Credentials::Inherited } else { Credentials::Set };
-    let ambient = images.own_thread(pid).and_then(|own| own.cap_ambient).unwrap_or(0);
+    let own_thread = images.own_thread(pid).cloned().unwrap_or_default();
     let mut batch = Batch::new();
-    identity::restore_credentials(&mut batch, core, creds, &own, mode, ambient, inherited.last_cap);
-    run(stub, batch, "setting the credentials")
+    credentials(&mut batch, images, core, &own_thread, inherited);
+    identity::restore_dumpable(&mut batch, &own);
+    if !batch.is_empty() {
+        run(stub, batch, "setting the credentials")?;
+    }
+    identity::restore_outside(stub.pid, &own)
+}
+
+/// Adds the calls that set a thread's credentials.
+pub fn credentials(
+    batch: &mut Batch,
+    images: &Images,
+    core: &pb::CoreEntry,
+    own: &pb::PtyagentThread,
+    inherited: &Inherited,
+) {
+    let recorded = core.thread_core.as_ref().and_then(|thread| thread.creds.as_ref());
+    let Some(creds) = recorded.or_else(|| images.creds.get(&own.pid.unwrap_or(0))) else { return };
+    let mode = if same(creds, &inherited.credentials) { Credentials::Inherited } else { Credentials::Set };
+    identity::restore_credentials(batch, core, creds, own, mode, inherited.last_cap);
 }
 
 /// Whether a task has just the credentials that its stub has.
@@ -350,6 +344,8 @@ pub fn queue_signals(stub: &mut Stub, core: &pb::CoreEntry, stopped_children: &[
     signals::discard_pending(&mut batch);
     stub.tracee.ask(batch)?;
     let mut batch = Batch::new();
+    let pid = stub.pid.0 as u32;
+    thread::restore_pending(&mut batch, core, pid, pid);
     signals::restore_pending(&mut batch, core, stub.pid.0);
     if batch.is_empty() { Ok(()) } else { run(stub, batch, "putting the pending signals back") }
 }
@@ -364,15 +360,15 @@ pub fn start_timers(stub: &mut Stub, core: &pb::CoreEntry) -> Result<()> {
     timers::restore(&mut stub.tracee, stub.pid, core)
 }
 
-/// The registers, extended state and signal mask that a task goes on with.
-pub fn last_state(images: &Images, core: &pb::CoreEntry, pid: u32, xstate_len: usize) -> Result<ThreadState> {
-    let info = core.thread_info.as_ref().ok_or(Error::Gone(crate::ids::Pid(pid as i32)))?;
-    let own = images.own_thread(pid);
+/// The registers, extended state and signal mask that a thread goes on with.
+pub fn last_state(images: &Images, core: &pb::CoreEntry, tid: u32, xstate_len: usize) -> Result<ThreadState> {
+    let info = core.thread_info.as_ref().ok_or(Error::Gone(crate::ids::Pid(tid as i32)))?;
+    let own = images.own_thread(tid);
     let xstate =
         own.and_then(|own| own.xstate.clone()).unwrap_or_else(|| regs::from_fp_entry(&info.fpregs, xstate_len));
     if xstate.len() != xstate_len {
         return Err(Error::failed(format!(
-            "process {pid} was dumped on a processor with {} bytes of extended state, and this one has {xstate_len}; restore it on the same kind of processor",
+            "thread {tid} was dumped on a processor with {} bytes of extended state, and this one has {xstate_len}; restore it on the same kind of processor",
             xstate.len()
         )));
     }

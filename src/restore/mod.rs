@@ -6,6 +6,7 @@
 mod build;
 mod stop;
 mod stubs;
+mod threads;
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
@@ -17,7 +18,7 @@ use serde::Serialize;
 use crate::error::{Context, Error, Result, Subject};
 use crate::files::owner;
 use crate::files::restore::Opened;
-use crate::ids::{Pid, PtyIndex};
+use crate::ids::{Pid, PtyIndex, Tid};
 use crate::image::{Images, Kind, pb};
 use crate::inject::batch::{Ask, Batch};
 use crate::mem::shared::Made;
@@ -27,6 +28,7 @@ use crate::procfs::{Stat, Status};
 use crate::sys::process::attributes::sched_getaffinity;
 use crate::sys::tty;
 use crate::task::record::STOPPED;
+use crate::trace::Stopped;
 use crate::tty::restore::{IndexPolicy, Pairs};
 
 use build::Inherited;
@@ -209,6 +211,10 @@ impl Execution<'_> {
             Step::EndHelper { pid, maker } => self.end_helper(*pid, *maker),
             Step::SetForeground { leader, tty, pgid } => self.set_foreground(*leader, *tty, *pgid),
             Step::Build { pid } => self.build(*pid),
+            Step::CreateThread { pid, tid } => {
+                threads::create(self.stubs.get(*pid)?, self.images, *tid, &self.inherited)
+            }
+            Step::Identify { pid } => build::identify(self.stubs.get(*pid)?, self.images, &self.inherited),
             Step::Die { pid, status } => self.die(*pid, *status),
             Step::HangUp { index } => {
                 self.pairs.hang_up(*index);
@@ -369,6 +375,7 @@ impl Execution<'_> {
         let stopped = stub.tracee.leave_as(&last)?;
         stopped.set_options(crate::sys::ptrace::OPTIONS)?;
         if state(self.images, pid) != STOPPED {
+            threads::release(stub.threads)?;
             return stopped.release();
         }
         let recorded = self.images.own_task(pid).and_then(|own| own.stop_signal).unwrap_or(libc::SIGSTOP as u32) as i32;
@@ -380,7 +387,11 @@ impl Execution<'_> {
         let action = stop_action(core, recorded);
         send(if action { recorded } else { libc::SIGSTOP })?;
         stopped.release()?;
-        await_stop(stub.pid, send)
+        await_stop(stub.pid.into(), &send)?;
+        // The leader has begun the stop of the whole process, so that the others take part in it before they run an instruction.
+        let tids: Vec<Tid> = stub.threads.iter().map(Stopped::tid).collect();
+        threads::release(stub.threads)?;
+        tids.into_iter().try_for_each(|tid| await_stop(tid, &send))
     }
 
     fn succeed(self, start: Instant, created: Instant) -> Restored {

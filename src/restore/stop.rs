@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use crate::error::{Error, Result};
-use crate::ids::Pid;
+use crate::ids::{Pid, Tid};
 use crate::image::pb;
 use crate::procfs::{Stat, State};
 
@@ -18,12 +18,12 @@ pub fn stop_action(core: &pb::CoreEntry, signal: i32) -> bool {
     default && !blocked
 }
 
-/// Waits until a task that was let go has stopped; a signal that did not stop it is followed by one that does.
-pub fn await_stop(pid: Pid, send: impl Fn(i32) -> Result<()>) -> Result<()> {
+/// Waits until a thread that was let go has stopped; a signal that did not stop it is followed by one that does.
+pub fn await_stop(tid: Tid, send: impl Fn(i32) -> Result<()>) -> Result<()> {
     let start = Instant::now();
     let mut insisted = false;
     loop {
-        if Stat::read(pid)?.state == State::Stopped {
+        if Stat::read(Pid(tid.0))?.state == State::Stopped {
             return Ok(());
         }
         if !insisted && start.elapsed().as_millis() > 50 {
@@ -31,7 +31,7 @@ pub fn await_stop(pid: Pid, send: impl Fn(i32) -> Result<()>) -> Result<()> {
             send(libc::SIGSTOP)?;
         }
         if start.elapsed().as_secs() > 5 {
-            return Err(Error::failed(format!("process {pid} did not stop again")));
+            return Err(Error::failed(format!("thread {tid} did not stop again")));
         }
         std::thread::yield_now();
     }

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use crate::error::{Error, Result};
 use crate::ids::{Pid, Tid};
 use crate::image::Images;
-use crate::inject::batch::{Ask, Batch};
+use crate::inject::batch::{Arg, Ask, Batch};
 use crate::inject::restart::Pending;
 use crate::inject::{Entry, Infected, Placement, nothing_left, open_mem, rseq};
 use crate::mem::{self, layout};
@@ -30,6 +30,8 @@ pub struct Stub {
     pub pid: Pid,
     pub pidfd: OwnedFd,
     pub tracee: Infected,
+    /// Its other threads, ready to go on.
+    pub threads: Vec<Stopped>,
 }
 
 /// All tasks that the restore has made and not yet let go. Dropping it kills them.
@@ -64,7 +66,7 @@ impl Stubs {
             pidfd.try_clone().map_err(|error| Error::io("copying", crate::error::Subject::None, &error))?,
         ));
         let tracee = infect(number, &pidfd, stopped, images.mm.get(&pid))?;
-        self.stubs.insert(pid, Stub { pid: number, pidfd, tracee });
+        self.stubs.insert(pid, Stub { pid: number, pidfd, tracee, threads: Vec::new() });
         if birth == Birth::Root {
             self.forget_rseq(pid)?;
         }
@@ -85,14 +87,8 @@ impl Stubs {
     fn clone_in(&mut self, maker: u32, pid: Pid, flags: u64, exit_signal: u64) -> Result<Stopped> {
         let maker = self.get(maker)?;
         let mut batch = Batch::new();
-        let number = batch.input(&pid.0.to_ne_bytes());
-        let mut args = [0u8; CLONE_ARGS_SIZE];
-        args[..8].copy_from_slice(&flags.to_ne_bytes());
-        args[32..40].copy_from_slice(&exit_signal.to_ne_bytes());
-        args[72..80].copy_from_slice(&1u64.to_ne_bytes());
-        let args = batch.input(&args);
-        batch.store_address(args, 64, number);
-        let call = batch.call(libc::SYS_clone3, [args.into(), CLONE_ARGS_SIZE.into()]);
+        let args = clone_args(&mut batch, pid, flags, exit_signal);
+        let call = batch.call(libc::SYS_clone3, args);
         let (answers, child) = maker.tracee.ask_for_child(batch)?;
         answers.result(call).map_err(|errno| cannot_create(pid, errno))?;
         child.ok_or(Error::Gone(pid))
@@ -132,6 +128,11 @@ impl Drop for Stubs {
         }
         for (_, stub) in std::mem::take(&mut self.stubs) {
             stub.tracee.forget_killed();
+            for thread in stub.threads {
+                let tid = thread.tid();
+                thread.forget_killed();
+                let _ = ptrace::wait(tid, ptrace::WaitMode::Block);
+            }
         }
         if let Some(root) = self.root {
             let _ = ptrace::wait(Tid::from(root), ptrace::WaitMode::Block);
@@ -139,7 +140,20 @@ impl Drop for Stubs {
     }
 }
 
-fn cannot_create(pid: Pid, errno: nix::errno::Errno) -> Error {
+/// The arguments of a clone3(2) that makes a task with a chosen number.
+pub fn clone_args(batch: &mut Batch, pid: Pid, flags: u64, exit_signal: u64) -> [Arg; 2] {
+    let number = batch.input(&pid.0.to_ne_bytes());
+    let mut args = [0u8; CLONE_ARGS_SIZE];
+    args[..8].copy_from_slice(&flags.to_ne_bytes());
+    args[32..40].copy_from_slice(&exit_signal.to_ne_bytes());
+    args[72..80].copy_from_slice(&1u64.to_ne_bytes());
+    let args = batch.input(&args);
+    batch.store_address(args, 64, number);
+    [args.into(), CLONE_ARGS_SIZE.into()]
+}
+
+/// Why a number could not be had.
+pub fn cannot_create(pid: Pid, errno: nix::errno::Errno) -> Error {
     use nix::errno::Errno;
     match errno {
         Errno::EEXIST => Error::failed(format!(
@@ -183,6 +197,7 @@ fn infect(pid: Pid, pidfd: &OwnedFd, stopped: Stopped, mm: Option<&crate::image:
             placement,
             pending: Pending::Nothing,
             left: &nothing_left,
+            others: Default::default(),
         },
     )
 }

@@ -25,14 +25,9 @@ pub struct Asked {
     limits: Vec<Buffer>,
     personality: CallId,
     dumpable: CallId,
-    secbits: CallId,
-    timerslack: CallId,
     thp_disabled: CallId,
     subreaper: Buffer,
-    pdeath_sig: Buffer,
-    tid_address: (CallId, Buffer),
     brk: CallId,
-    ioprio: CallId,
 }
 
 /// Adds the questions to a task's batch.
@@ -49,19 +44,13 @@ pub fn ask(batch: &mut Batch) -> Asked {
         let value = batch.output(8);
         (batch.call(libc::SYS_prctl, [option.into(), value.into()]), value)
     };
-    const IOPRIO_WHO_PROCESS: i32 = 1;
     Asked {
         limits,
         personality: batch.call(libc::SYS_personality, [PERSONALITY_QUERY.into()]),
         dumpable: prctl(batch, libc::PR_GET_DUMPABLE),
-        secbits: prctl(batch, libc::PR_GET_SECUREBITS),
-        timerslack: prctl(batch, libc::PR_GET_TIMERSLACK),
         thp_disabled: prctl(batch, PR_GET_THP_DISABLE),
         subreaper: prctl_into(batch, libc::PR_GET_CHILD_SUBREAPER).1,
-        pdeath_sig: prctl_into(batch, libc::PR_GET_PDEATHSIG).1,
-        tid_address: prctl_into(batch, libc::PR_GET_TID_ADDRESS),
         brk: batch.call(libc::SYS_brk, [0u64.into()]),
-        ioprio: batch.call(libc::SYS_ioprio_get, [IOPRIO_WHO_PROCESS.into(), 0u64.into()]),
     }
 }
 
@@ -71,21 +60,14 @@ pub struct Identity {
     pub limits: pb::TaskRlimitsEntry,
     pub personality: u32,
     pub dumpable: i32,
-    pub secbits: u32,
-    /// Nanoseconds.
-    pub timerslack: u64,
     pub thp_disabled: bool,
     pub subreaper: bool,
-    pub pdeath_sig: u32,
-    pub tid_address: u64,
     pub brk: u64,
-    pub ioprio: u32,
 }
 
 impl Asked {
     pub fn answers(&self, answers: &Answers) -> Result<Identity> {
         let get = |call: CallId, operation: &'static str| answers.result(call).during(operation, Subject::None);
-        get(self.tid_address.0, "asking for the address of the thread id (CONFIG_CHECKPOINT_RESTORE)")?;
         let limits = self
             .limits
             .iter()
@@ -95,19 +77,14 @@ impl Asked {
             limits: pb::TaskRlimitsEntry { rlimits: limits },
             personality: get(self.personality, "asking for the personality")? as u32,
             dumpable: get(self.dumpable, "asking for the dumpable flag")? as i32,
-            secbits: get(self.secbits, "asking for the secure bits")? as u32,
-            timerslack: get(self.timerslack, "asking for the timer slack")? as u64,
             thp_disabled: answers.result(self.thp_disabled) == Ok(1),
             subreaper: answers.u32(self.subreaper, 0) != 0,
-            pdeath_sig: answers.u32(self.pdeath_sig, 0),
-            tid_address: answers.u64(self.tid_address.1, 0),
             brk: get(self.brk, "asking for the break")? as u64,
-            ioprio: answers.result(self.ioprio).unwrap_or(0) as u32,
         })
     }
 }
 
-/// Adds the calls that set limits, personality, the name and the other plain attributes.
+/// Adds the calls that set limits, personality and the other plain attributes of a process.
 ///
 /// `current` are the limits (soft, hard) that the task has already: what is as it should be is not set, because raising a hard limit
 /// needs CAP_SYS_RESOURCE.
@@ -124,45 +101,15 @@ pub fn restore_attributes(batch: &mut Batch, core: &pb::CoreEntry, own: &pb::Pty
     if let Some(task) = task {
         batch.must(libc::SYS_personality, [u64::from(task.personality).into()]);
     }
-    let mut name = task.map(|task| task.comm.clone()).unwrap_or_default();
-    name.resize(16, 0);
-    let name = batch.input(&name);
-    batch.must(libc::SYS_prctl, [libc::PR_SET_NAME.into(), name.into()]);
     if own.child_subreaper == Some(true) {
         batch.must(libc::SYS_prctl, [libc::PR_SET_CHILD_SUBREAPER.into(), 1u64.into()]);
-    }
-    if let Some(slack) = own.timer_slack_ns {
-        batch.must(libc::SYS_prctl, [libc::PR_SET_TIMERSLACK.into(), slack.into()]);
     }
     if own.thp_disabled == Some(true) {
         batch.must(libc::SYS_prctl, [PR_SET_THP_DISABLE.into(), 1u64.into()]);
     }
-    restore_scheduling(batch, core);
-    let nice = own.nice.unwrap_or(0);
-    batch.must(libc::SYS_setpriority, [u64::from(libc::PRIO_PROCESS).into(), 0u64.into(), nice.into()]);
-    if let Some(ioprio) = own.ioprio.filter(|ioprio| *ioprio != 0) {
-        batch.call(libc::SYS_ioprio_set, [1u64.into(), 0u64.into(), u64::from(ioprio).into()]);
-    }
 }
 
-/// Policy and priority, where they are not the ordinary ones that every task starts with.
-fn restore_scheduling(batch: &mut Batch, core: &pb::CoreEntry) {
-    let Some(thread) = &core.thread_core else { return };
-    let (policy, priority) = (thread.sched_policy.unwrap_or(0), thread.sched_prio.unwrap_or(0));
-    if policy != 0 {
-        let parameter = batch.input(&priority.to_ne_bytes());
-        batch.must(libc::SYS_sched_setscheduler, [0u64.into(), u64::from(policy).into(), parameter.into()]);
-    }
-}
-
-/// Adds the call that sets the processors to run on, where they are not those of the restore (`current`) anyway.
-pub fn restore_affinity(batch: &mut Batch, own: &pb::PtyagentThread, current: &[u8]) {
-    let Some(recorded) = own.cpu_affinity.as_deref().filter(|recorded| *recorded != current) else { return };
-    let mask = batch.input(recorded);
-    batch.must(libc::SYS_sched_setaffinity, [0u64.into(), recorded.len().into(), mask.into()]);
-}
-
-/// The credentials of a process, from its status and its secure bits, which prctl alone tells.
+/// The credentials of a thread, from its status and its secure bits, which prctl alone tells.
 pub fn credentials(status: &Status, secbits: u32) -> pb::CredsEntry {
     let words = |set: u64| vec![set as u32, (set >> 32) as u32];
     pb::CredsEntry {
@@ -192,32 +139,35 @@ pub enum Credentials {
     Set,
 }
 
-/// Adds the calls that set the credentials, and what a change of them resets.
+/// Adds the calls that set a thread's credentials, and what a change of them resets.
 pub fn restore_credentials(
     batch: &mut Batch,
     core: &pb::CoreEntry,
     creds: &pb::CredsEntry,
-    own: &pb::PtyagentTask,
+    own: &pb::PtyagentThread,
     mode: Credentials,
-    ambient: u64,
     last_cap: u32,
 ) {
     if mode == Credentials::Set {
         set_ids(batch, creds);
         set_capabilities(batch, creds, last_cap);
     }
-    set_ambient(batch, ambient);
+    set_ambient(batch, own.cap_ambient.unwrap_or(0));
     if own.no_new_privs == Some(true) {
         batch.must(
             libc::SYS_prctl,
             [libc::PR_SET_NO_NEW_PRIVS.into(), 1u64.into(), 0u64.into(), 0u64.into(), 0u64.into()],
         );
     }
+    let pdeath_sig = core.thread_core.as_ref().and_then(|thread| thread.pdeath_sig).unwrap_or(0);
+    batch.must(libc::SYS_prctl, [libc::PR_SET_PDEATHSIG.into(), u64::from(pdeath_sig).into()]);
+}
+
+/// Adds the call that sets the dumpable flag of the process, which every change of credentials in any of its threads resets.
+pub fn restore_dumpable(batch: &mut Batch, own: &pb::PtyagentTask) {
     if let Some(dumpable) = own.dumpable.filter(|dumpable| *dumpable <= 1) {
         batch.must(libc::SYS_prctl, [libc::PR_SET_DUMPABLE.into(), u64::from(dumpable).into()]);
     }
-    let pdeath_sig = core.thread_core.as_ref().and_then(|thread| thread.pdeath_sig).unwrap_or(0);
-    batch.must(libc::SYS_prctl, [libc::PR_SET_PDEATHSIG.into(), u64::from(pdeath_sig).into()]);
 }
 
 fn set_ids(batch: &mut Batch, creds: &pb::CredsEntry) {

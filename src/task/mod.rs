@@ -6,4 +6,5 @@ pub mod record;
 pub mod regs;
 pub mod signals;
 pub mod survey;
+pub mod thread;
 pub mod timers;

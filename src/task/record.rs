@@ -3,21 +3,20 @@
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::files::dump::FileIds;
-use crate::ids::Tid;
+use crate::ids::{Pid, Tid};
 use crate::image::{Images, pb};
 use crate::inject::ThreadState;
 use crate::mem;
 use crate::procfs::attributes::PosixTimer;
 use crate::procfs::{Auxv, Mapping, Sharing, Stat, Status};
-use crate::sys::process::attributes::{SchedAttr, get_robust_list, sched_getaffinity, sched_getattr};
-use crate::sys::ptrace::{self, PendingQueue, RseqConfiguration};
+use crate::sys::ptrace::PendingQueue;
 
 use super::identity::Identity;
-use super::regs;
 use super::signals::{self, Signals};
 use super::survey::{Alive, TaskFacts};
+use super::thread::{self, ThreadFacts, Told};
 
 /// CRIU's TASK_ALIVE, TASK_DEAD and TASK_STOPPED.
 pub const ALIVE: u32 = 1;
@@ -31,13 +30,9 @@ pub struct Outside {
     pub status: Status,
     pub mappings: Vec<Mapping>,
     pub auxv: Auxv,
-    pub thread_pending: pb::SignalQueueEntry,
     pub process_pending: pb::SignalQueueEntry,
-    pub rseq: Option<RseqConfiguration>,
-    pub robust_list: (u64, usize),
-    pub sched: SchedAttr,
-    /// Bits of the processors that it may run on.
-    pub affinity: Vec<u8>,
+    /// Of the thread group leader.
+    pub thread: ThreadFacts,
     pub exe: PathBuf,
     pub cwd: PathBuf,
     pub root: PathBuf,
@@ -53,20 +48,14 @@ impl Outside {
     pub fn read(facts: &TaskFacts, alive: &Alive, stop_signal: Option<i32>) -> Result<Outside> {
         let pid = facts.pid;
         let tid = Tid::from(pid);
-        let robust = get_robust_list(tid).map_err(|errno| Error::of_pid("asking for the robust list", pid, errno))?;
-        let rseq = ptrace::rseq_configuration(tid).ok().filter(|config| config.pointer != 0);
         let unflagged = alive.maps.iter().any(|mapping| mapping.flags.is_none());
         Ok(Outside {
             stat: facts.stat.clone(),
             status: facts.status.clone(),
             mappings: if unflagged { crate::procfs::maps::read_with_flags(pid)? } else { alive.maps.clone() },
             auxv: alive.auxv.clone(),
-            thread_pending: signals::pending(tid, PendingQueue::Thread)?,
             process_pending: signals::pending(tid, PendingQueue::Process)?,
-            rseq,
-            robust_list: (robust.0.0, robust.1),
-            sched: sched_getattr(tid).map_err(|errno| Error::of_pid("asking for the scheduling", pid, errno))?,
-            affinity: sched_getaffinity(tid).map_err(|errno| Error::of_pid("asking for the affinity", pid, errno))?,
+            thread: ThreadFacts::read(pid, tid)?,
             exe: PathBuf::from(&alive.exe),
             cwd: PathBuf::from(&alive.cwd),
             root: PathBuf::from(&alive.root),
@@ -75,11 +64,6 @@ impl Outside {
             timers: alive.timers.clone().unwrap_or_default(),
             stop_signal,
         })
-    }
-
-    /// Whether a signal that the thread does not block waits for it.
-    pub fn pending(&self, sigmask: u64) -> crate::inject::restart::Pending {
-        regs::deliverable(sigmask, [&self.thread_pending, &self.process_pending])
     }
 }
 
@@ -91,6 +75,7 @@ pub fn record(
     state: &ThreadState,
     signals: Signals,
     identity: &Identity,
+    told: &Told,
 ) -> Result<()> {
     let pid = outside.stat.pid.0 as u32;
     images.pstree.push(pb::PstreeEntry {
@@ -104,11 +89,29 @@ pub fn record(
     images.ids.insert(pid, ids);
     record_fs(images, files, outside);
     record_mm(images, files, outside, identity);
-    let core = core(outside, state, signals, identity, ids)?;
+    let task = task_core(outside, state, signals, identity);
+    let core = pb::CoreEntry { tc: Some(task), ids: Some(ids), ..thread::core(&outside.thread, state, told)? };
     images.cores.insert(pid, core);
     let own = images.own.get_or_insert_default();
-    own.tasks.push(own_task(outside, identity));
-    own.threads.push(own_thread(outside, state, identity));
+    own.tasks.push(own_task(outside, identity, told));
+    own.threads.push(thread::own(outside.stat.pid, &outside.thread, state, told));
+    Ok(())
+}
+
+/// Adds a thread that is not the leader to a process that is in the images.
+pub fn record_thread(
+    images: &mut Images,
+    pid: Pid,
+    facts: &ThreadFacts,
+    state: &ThreadState,
+    told: &Told,
+) -> Result<()> {
+    let tid = facts.tid.0 as u32;
+    images.cores.insert(tid, thread::core(facts, state, told)?);
+    if let Some(entry) = images.pstree.iter_mut().find(|entry| entry.pid == pid.0 as u32) {
+        entry.threads.push(tid);
+    }
+    images.own.get_or_insert_default().threads.push(thread::own(pid, facts, state, told));
     Ok(())
 }
 
@@ -164,21 +167,14 @@ fn backing(images: &mut Images, files: &mut FileIds, mapping: &Mapping) -> Optio
     Some(files.of_path(images, Path::new(&mapping.name), flags as u32))
 }
 
-fn core(
-    outside: &Outside,
-    state: &ThreadState,
-    signals: Signals,
-    identity: &Identity,
-    ids: pb::TaskKobjIdsEntry,
-) -> Result<pb::CoreEntry> {
-    let comm = outside.stat.comm.as_bytes().to_vec();
-    let task = pb::TaskCoreEntry {
+fn task_core(outside: &Outside, state: &ThreadState, signals: Signals, identity: &Identity) -> pb::TaskCoreEntry {
+    pb::TaskCoreEntry {
         task_state: if outside.stop_signal.is_some() { STOPPED } else { ALIVE },
         exit_code: 0,
         personality: identity.personality,
         flags: outside.stat.flags,
         blk_sigset: state.sigmask,
-        comm: comm.clone(),
+        comm: outside.stat.comm.as_bytes().to_vec(),
         timers: Some(signals.timers),
         rlimits: Some(identity.limits.clone()),
         signals_s: Some(outside.process_pending.clone()),
@@ -186,42 +182,10 @@ fn core(
         sigactions: signals.actions,
         child_subreaper: identity.subreaper.then_some(true),
         ..Default::default()
-    };
-    let thread = pb::ThreadCoreEntry {
-        futex_rla: outside.robust_list.0,
-        futex_rla_len: outside.robust_list.1 as u32,
-        sched_nice: Some(outside.sched.nice),
-        sched_policy: Some(outside.sched.policy),
-        sched_prio: Some(outside.sched.priority),
-        blk_sigset: Some(state.sigmask),
-        sas: Some(signals.stack),
-        pdeath_sig: Some(identity.pdeath_sig),
-        signals_p: Some(outside.thread_pending.clone()),
-        creds: Some(super::identity::credentials(&outside.status, identity.secbits)),
-        comm: Some(comm),
-        rseq_entry: outside.rseq.map(|rseq| pb::RseqEntry {
-            rseq_abi_pointer: rseq.pointer,
-            rseq_abi_size: rseq.size,
-            signature: rseq.signature,
-            rseq_cs_pointer: None,
-        }),
-        ..Default::default()
-    };
-    Ok(pb::CoreEntry {
-        mtype: pb::core_entry::March::X8664 as i32,
-        thread_info: Some(pb::ThreadInfoX86 {
-            clear_tid_addr: identity.tid_address,
-            gpregs: regs::to_entry(&state.regs),
-            fpregs: regs::to_fp_entry(&state.xstate)?,
-            tls: Vec::new(),
-        }),
-        tc: Some(task),
-        ids: Some(ids),
-        thread_core: Some(thread),
-    })
+    }
 }
 
-fn own_task(outside: &Outside, identity: &Identity) -> pb::PtyagentTask {
+fn own_task(outside: &Outside, identity: &Identity, told: &Told) -> pb::PtyagentTask {
     let span = |name: &str| {
         let found: Vec<&Mapping> =
             outside.mappings.iter().filter(|mapping| mapping.name.as_bytes().starts_with(name.as_bytes())).collect();
@@ -237,7 +201,7 @@ fn own_task(outside: &Outside, identity: &Identity) -> pb::PtyagentTask {
         start_time: Some(stat.start_time),
         oom_score_adj: outside.oom_score_adj,
         nice: Some(stat.nice),
-        ioprio: Some(identity.ioprio),
+        ioprio: Some(outside.thread.ioprio),
         personality: Some(identity.personality),
         child_subreaper: Some(identity.subreaper),
         no_new_privs: outside.status.no_new_privs.map(|flag| flag != 0),
@@ -249,34 +213,10 @@ fn own_task(outside: &Outside, identity: &Identity) -> pb::PtyagentTask {
         vvar_len,
         exe: Some(outside.exe.as_os_str().as_bytes().to_vec()),
         exit_signal: Some(stat.exit_signal as u32),
-        timer_slack_ns: Some(identity.timerslack),
+        timer_slack_ns: Some(told.timerslack),
         coredump_filter: outside.coredump_filter,
         thp_disabled: identity.thp_disabled.then_some(true),
         vmas: outside.mappings.iter().filter_map(mem::to_own_entry).collect(),
-        ..Default::default()
-    }
-}
-
-fn own_thread(outside: &Outside, state: &ThreadState, identity: &Identity) -> pb::PtyagentThread {
-    let pid = outside.stat.pid.0 as u32;
-    pb::PtyagentThread {
-        tid: Some(pid),
-        pid: Some(pid),
-        xstate: Some(state.xstate.clone()),
-        rseq_pointer: outside.rseq.map(|rseq| rseq.pointer),
-        rseq_len: outside.rseq.map(|rseq| rseq.size),
-        rseq_signature: outside.rseq.map(|rseq| rseq.signature),
-        rseq_flags: outside.rseq.map(|rseq| rseq.flags),
-        robust_list: Some(outside.robust_list.0),
-        robust_list_len: Some(outside.robust_list.1 as u32),
-        clear_child_tid: Some(identity.tid_address),
-        pdeath_signal: Some(identity.pdeath_sig),
-        sched_policy: Some(outside.sched.policy),
-        sched_flags: Some(outside.sched.flags),
-        sched_nice: Some(outside.sched.nice),
-        sched_priority: Some(outside.sched.priority),
-        cpu_affinity: Some(outside.affinity.clone()),
-        cap_ambient: Some(outside.status.capabilities.ambient),
         ..Default::default()
     }
 }

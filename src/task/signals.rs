@@ -1,12 +1,12 @@
-//! Signal actions, the alternate stack, interval timers and pending signals of a task.
+//! Signal actions, interval timers and pending signals of a process.
 //!
-//! Actions, the alternate stack and timers are asked inside, where no privilege is needed; pending signals by PTRACE_PEEKSIGINFO. On the
+//! Actions and timers are asked inside, where no privilege is needed; pending signals by PTRACE_PEEKSIGINFO. On the
 //! way back all are set inside, pending signals last, after everything that creating the task left pending was thrown away.
 
 use crate::error::{Context, Result, Subject};
 use crate::ids::Tid;
 use crate::image::pb;
-use crate::inject::batch::{Answers, Batch, Buffer, CallId};
+use crate::inject::batch::{Answers, Batch, Buffer};
 use crate::sys::ptrace::{self, PendingQueue};
 
 /// Bytes of the kernel's sigset_t.
@@ -15,8 +15,6 @@ const SIGSET: usize = 8;
 const ACTION: usize = 32;
 /// struct itimerval: interval and value, seconds and microseconds each.
 const ITIMER: usize = 32;
-/// stack_t: address, flags (padded), size.
-const STACK: usize = 24;
 
 /// The signals whose action can be set, in order.
 pub fn settable() -> impl Iterator<Item = i32> {
@@ -28,7 +26,6 @@ pub fn settable() -> impl Iterator<Item = i32> {
 pub struct Asked {
     actions: Vec<Buffer>,
     timers: [Buffer; 3],
-    stack: (CallId, Buffer),
 }
 
 /// Adds the questions to a task's batch.
@@ -45,9 +42,7 @@ pub fn ask(batch: &mut Batch) -> Asked {
         batch.call(libc::SYS_getitimer, [which.into(), value.into()]);
         value
     });
-    let old = batch.output(STACK);
-    let stack = (batch.call(libc::SYS_sigaltstack, [0u64.into(), old.into()]), old);
-    Asked { actions, timers, stack }
+    Asked { actions, timers }
 }
 
 /// What the task answered, as CRIU's entries.
@@ -55,12 +50,10 @@ pub fn ask(batch: &mut Batch) -> Asked {
 pub struct Signals {
     pub actions: Vec<pb::SaEntry>,
     pub timers: pb::TaskTimersEntry,
-    pub stack: pb::ThreadSasEntry,
 }
 
 impl Asked {
-    pub fn answers(&self, answers: &Answers) -> Result<Signals> {
-        answers.result(self.stack.0).during("reading the alternate stack", Subject::None)?;
+    pub fn answers(&self, answers: &Answers) -> Signals {
         let actions = self
             .actions
             .iter()
@@ -79,12 +72,7 @@ impl Asked {
             vusec: answers.u64(value, 24),
         };
         let [real, virt, prof] = self.timers.map(timer);
-        let stack = pb::ThreadSasEntry {
-            ss_sp: answers.u64(self.stack.1, 0),
-            ss_flags: answers.u32(self.stack.1, 8),
-            ss_size: answers.u64(self.stack.1, 16),
-        };
-        Ok(Signals { actions, timers: pb::TaskTimersEntry { real, virt, prof, posix: Vec::new() }, stack })
+        Signals { actions, timers: pb::TaskTimersEntry { real, virt, prof, posix: Vec::new() } }
     }
 }
 
@@ -103,20 +91,13 @@ pub fn pending(tid: Tid, queue: PendingQueue) -> Result<pb::SignalQueueEntry> {
     }
 }
 
-/// Adds the calls that set actions and the alternate stack.
+/// Adds the calls that set the actions.
 pub fn restore_actions(batch: &mut Batch, core: &pb::CoreEntry) {
     let task = core.tc.as_ref();
     for (signal, action) in settable().zip(task.into_iter().flat_map(|task| &task.sigactions)) {
         let words = [action.sigaction, action.flags, action.restorer, action.mask];
         let new = batch.input(&words.map(u64::to_ne_bytes).concat());
         batch.must(libc::SYS_rt_sigaction, [signal.into(), new.into(), 0u64.into(), SIGSET.into()]);
-    }
-    if let Some(stack) = core.thread_core.as_ref().and_then(|thread| thread.sas.as_ref()) {
-        const SS_DISABLE: u64 = 2;
-        // A stack of no size is one that is disabled; SS_ONSTACK is an answer, not a setting.
-        let flags = if stack.ss_size == 0 { SS_DISABLE } else { u64::from(stack.ss_flags) & !1 };
-        let new = batch.input(&[stack.ss_sp, flags, stack.ss_size].map(u64::to_ne_bytes).concat());
-        batch.must(libc::SYS_sigaltstack, [new.into(), 0u64.into()]);
     }
 }
 
@@ -145,22 +126,16 @@ pub fn discard_pending(batch: &mut Batch) {
     }
 }
 
-/// Adds the calls that queue the recorded signals again, in order, to the thread and to the process.
-pub fn restore_pending(batch: &mut Batch, core: &pb::CoreEntry, tid: i32) {
-    let thread = core.thread_core.as_ref().and_then(|thread| thread.signals_p.as_ref());
-    for info in thread.into_iter().flat_map(|queue| &queue.signals) {
-        let buffer = batch.input(&info.siginfo);
-        let signal = number(&info.siginfo);
-        batch.must(libc::SYS_rt_tgsigqueueinfo, [tid.into(), tid.into(), signal.into(), buffer.into()]);
-    }
+/// Adds the calls that queue the recorded signals of the process again, in order.
+pub fn restore_pending(batch: &mut Batch, core: &pb::CoreEntry, pid: i32) {
     let process = core.tc.as_ref().and_then(|task| task.signals_s.as_ref());
     for info in process.into_iter().flat_map(|queue| &queue.signals) {
         let buffer = batch.input(&info.siginfo);
-        batch.must(libc::SYS_rt_sigqueueinfo, [tid.into(), number(&info.siginfo).into(), buffer.into()]);
+        batch.must(libc::SYS_rt_sigqueueinfo, [pid.into(), number(&info.siginfo).into(), buffer.into()]);
     }
 }
 
 /// si_signo of a raw siginfo.
-fn number(info: &[u8]) -> i32 {
+pub(super) fn number(info: &[u8]) -> i32 {
     info.get(..4).and_then(|bytes| bytes.try_into().ok()).map_or(0, i32::from_ne_bytes)
 }

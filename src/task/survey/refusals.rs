@@ -7,8 +7,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::{Alive, Life, Survey, TaskFacts};
-use crate::error::{Errno, Error, Refusal, Result};
-use crate::ids::{Pgid, Pid, Sid};
+use crate::error::{Errno, Error, Refusal, Result, Subject};
+use crate::ids::{Pgid, Pid, Sid, Tid};
 use crate::procfs::{self, Mapping, Namespaces, Sharing, Stat, State, Status, attributes, tree};
 use crate::sys::process::{KcmpType, kcmp};
 
@@ -320,16 +320,40 @@ pub(super) fn first_shared(pids: &[Pid], kind: KcmpType) -> Result<Option<(Pid, 
     Ok(None)
 }
 
-/// Refuses the first process with more than one thread.
+/// Refuses the first thread that has a descriptor table, directories or namespaces of its own (unshare(2) in a thread), or a seccomp filter.
 pub fn refuse_threads(survey: &Survey) -> Result<()> {
-    match survey.living().find(|(task, _)| task.threads.len() > 1) {
-        Some((task, _)) => {
-            let kind =
-                format!("it has {} threads, and only single-threaded programs are carried yet", task.threads.len());
-            refuse(task.pid, task.comm(), kind, "end that program, then dump again")
+    for (task, alive) in survey.living() {
+        let leader = Tid::from(task.pid);
+        for tid in task.threads.iter().copied().filter(|tid| *tid != leader) {
+            match refuse_thread(task, alive, tid) {
+                // It has ended since.
+                Err(Error::Gone(_)) => {}
+                result => result?,
+            }
         }
-        None => Ok(()),
     }
+    Ok(())
+}
+
+fn refuse_thread(task: &TaskFacts, alive: &Alive, tid: Tid) -> Result<()> {
+    let (pid, comm) = (task.pid, task.comm());
+    let remedy = "end that program, then dump again";
+    for (kind, what) in [(KcmpType::Files, "descriptor table"), (KcmpType::Fs, "working directory and umask")] {
+        let order = kcmp(pid.into(), tid, kind, 0, 0).map_err(|errno| match errno {
+            Errno::ESRCH => Error::Gone(Pid(tid.0)),
+            errno => Error::sys("comparing the threads of", Subject::Pid(pid), errno),
+        })?;
+        if order.is_ne() {
+            return refuse(pid, comm, format!("its thread {tid} has a {what} of its own"), remedy);
+        }
+    }
+    if !Namespaces::read(Pid(tid.0))?.differences(&alive.namespaces).is_empty() {
+        return refuse(pid, comm, format!("its thread {tid} is in other namespaces than the process"), remedy);
+    }
+    if Status::read_thread(pid, tid)?.seccomp.unwrap_or(0) != 0 {
+        return refuse(pid, comm, format!("its thread {tid} runs under a seccomp filter"), remedy);
+    }
+    Ok(())
 }
 
 /// Refuses a process outside the tree that is a member of one of its sessions or groups: the number would stay taken when the tree is

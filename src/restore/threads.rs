@@ -1,0 +1,57 @@
+//! The other threads of a task: made by its leader, each giving itself what is its own.
+
+use crate::error::{Error, Result, Subject};
+use crate::ids::{Pid, Tid};
+use crate::image::Images;
+use crate::inject::batch::{Ask, Batch};
+use crate::inject::restart::Pending;
+use crate::inject::{Visit, nothing_left};
+use crate::sys::ptrace;
+use crate::task::thread;
+use crate::trace::Stopped;
+
+use super::build::{self, Inherited};
+use super::stubs::{Stub, clone_args, cannot_create};
+
+/// What threads of one process share. clone(2), CLONE_THREAD.
+const FLAGS: i32 = libc::CLONE_VM
+    | libc::CLONE_FS
+    | libc::CLONE_FILES
+    | libc::CLONE_SIGHAND
+    | libc::CLONE_THREAD
+    | libc::CLONE_SYSVSEM;
+
+/// Makes a thread of a task whose memory and descriptors are in place; it stays stopped, with its own registers.
+///
+/// The leader must not have given up the right to choose ids yet.
+pub fn create(stub: &mut Stub, images: &Images, tid: u32, inherited: &Inherited) -> Result<()> {
+    let number = Tid(tid as i32);
+    let missing = || Error::Gone(Pid(number.0));
+    let core = images.cores.get(&tid).ok_or_else(missing)?;
+    let mut batch = Batch::new();
+    let args = clone_args(&mut batch, Pid(number.0), FLAGS as u64, 0);
+    let call = batch.call(libc::SYS_clone3, args);
+    let (answers, thread) = stub.tracee.ask_for_child(batch)?;
+    answers.result(call).map_err(|errno| cannot_create(Pid(number.0), errno))?;
+    let thread = thread.ok_or_else(missing)?;
+    let mut guest = stub.tracee.visit(thread, &Visit { pending: Pending::Nothing, left: &nothing_left })?;
+    let own = images.own_thread(tid).cloned().unwrap_or_default();
+    let mut batch = Batch::new();
+    // The affinity that it has is the leader's.
+    thread::restore(&mut batch, core, &own, &[]);
+    build::credentials(&mut batch, images, core, &own, inherited);
+    thread::restore_pending(&mut batch, core, stub.pid.0 as u32, tid);
+    guest.ask(batch)?.all_done("setting up the thread", Subject::Tid(number))?;
+    let last = build::last_state(images, core, tid, guest.original().xstate.len())?;
+    stub.threads.push(guest.leave_as(&last)?);
+    Ok(())
+}
+
+/// Lets the threads of a task go.
+pub fn release(threads: Vec<Stopped>) -> Result<()> {
+    for thread in threads {
+        thread.set_options(ptrace::OPTIONS)?;
+        thread.release()?;
+    }
+    Ok(())
+}

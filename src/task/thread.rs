@@ -1,0 +1,276 @@
+//! What the kernel keeps for each thread of a process: signal mask and stack, robust list, restartable sequences, name, scheduling, credentials.
+//!
+//! Most of it is told outside, by ptrace, /proc and the calls that take a thread id; the rest the thread is asked inside, the leader by the
+//! parasite and the others in visits. On the way back each thread sets its own.
+
+use crate::error::{Context, Error, Result, Subject};
+use crate::ids::{Pid, Tid};
+use crate::image::pb;
+use crate::inject::ThreadState;
+use crate::inject::batch::{Answers, Batch, Buffer, CallId};
+use crate::inject::restart::Pending;
+use crate::procfs::{self, Status};
+use crate::sys::process::attributes::{
+    SchedAttr, get_robust_list, getpriority, ioprio_get, sched_getaffinity, sched_getattr,
+};
+use crate::sys::ptrace::{self, PendingQueue, RseqConfiguration};
+
+use super::{identity, regs, signals};
+
+/// stack_t: address, flags (padded), size.
+const STACK: usize = 24;
+const SCHED_DEADLINE: u32 = 6;
+/// In a policy, and as a flag of struct sched_attr.
+const SCHED_RESET_ON_FORK: u32 = 0x4000_0000;
+const SCHED_FLAG_RESET_ON_FORK: u64 = 1;
+
+/// What is known of a stopped thread from outside.
+#[derive(Debug)]
+pub struct ThreadFacts {
+    pub tid: Tid,
+    pub comm: Vec<u8>,
+    pub status: Status,
+    pub pending: pb::SignalQueueEntry,
+    pub rseq: Option<RseqConfiguration>,
+    pub robust_list: (u64, usize),
+    pub sched: SchedAttr,
+    /// -20 to 19, whatever the policy is.
+    pub nice: i32,
+    pub ioprio: u32,
+    /// Bits of the processors that it may run on.
+    pub affinity: Vec<u8>,
+}
+
+impl ThreadFacts {
+    /// Asks for all of it; the thread is stopped by us.
+    pub fn read(pid: Pid, tid: Tid) -> Result<ThreadFacts> {
+        let comm = std::fs::read(procfs::thread_path(pid, tid, "comm"));
+        let comm = comm.map_err(|error| procfs::failure("reading the name of a thread", pid, &error))?;
+        let failed = |operation| move |errno| Error::sys(operation, Subject::Tid(tid), errno);
+        let robust = get_robust_list(tid).map_err(failed("asking for the robust list"))?;
+        Ok(ThreadFacts {
+            tid,
+            comm: comm.strip_suffix(b"\n").unwrap_or(&comm).to_vec(),
+            status: Status::read_thread(pid, tid)?,
+            pending: signals::pending(tid, PendingQueue::Thread)?,
+            rseq: ptrace::rseq_configuration(tid).ok().filter(|config| config.pointer != 0),
+            robust_list: (robust.0.0, robust.1),
+            sched: sched_getattr(tid).map_err(failed("asking for the scheduling"))?,
+            nice: getpriority(tid).map_err(failed("asking for the nice value"))?,
+            ioprio: ioprio_get(tid).unwrap_or(0),
+            affinity: sched_getaffinity(tid).map_err(failed("asking for the affinity"))?,
+        })
+    }
+
+    /// Whether a signal that the thread does not block waits for it, or for any thread of its process.
+    pub fn pending(&self, sigmask: u64, process: &pb::SignalQueueEntry) -> Pending {
+        regs::deliverable(sigmask, [&self.pending, process])
+    }
+}
+
+/// What was asked in a batch.
+#[derive(Debug)]
+pub struct Asked {
+    stack: (CallId, Buffer),
+    tid_address: (CallId, Buffer),
+    pdeath_sig: Buffer,
+    secbits: CallId,
+    timerslack: CallId,
+}
+
+/// Adds the questions to a batch that the thread itself runs.
+pub fn ask(batch: &mut Batch) -> Asked {
+    let old = batch.output(STACK);
+    let into = |batch: &mut Batch, option: i32| {
+        let value = batch.output(8);
+        (batch.call(libc::SYS_prctl, [option.into(), value.into()]), value)
+    };
+    Asked {
+        stack: (batch.call(libc::SYS_sigaltstack, [0u64.into(), old.into()]), old),
+        tid_address: into(batch, libc::PR_GET_TID_ADDRESS),
+        pdeath_sig: into(batch, libc::PR_GET_PDEATHSIG).1,
+        secbits: batch.call(libc::SYS_prctl, [libc::PR_GET_SECUREBITS.into()]),
+        timerslack: batch.call(libc::SYS_prctl, [libc::PR_GET_TIMERSLACK.into()]),
+    }
+}
+
+/// What the thread answered.
+#[derive(Debug)]
+pub struct Told {
+    pub stack: pb::ThreadSasEntry,
+    pub tid_address: u64,
+    pub pdeath_sig: u32,
+    pub secbits: u32,
+    /// Nanoseconds.
+    pub timerslack: u64,
+}
+
+impl Asked {
+    pub fn answers(&self, answers: &Answers) -> Result<Told> {
+        let get = |call: CallId, operation: &'static str| answers.result(call).during(operation, Subject::None);
+        get(self.stack.0, "reading the alternate stack")?;
+        get(self.tid_address.0, "asking for the address of the thread id (CONFIG_CHECKPOINT_RESTORE)")?;
+        Ok(Told {
+            stack: pb::ThreadSasEntry {
+                ss_sp: answers.u64(self.stack.1, 0),
+                ss_flags: answers.u32(self.stack.1, 8),
+                ss_size: answers.u64(self.stack.1, 16),
+            },
+            tid_address: answers.u64(self.tid_address.1, 0),
+            pdeath_sig: answers.u32(self.pdeath_sig, 0),
+            secbits: get(self.secbits, "asking for the secure bits")? as u32,
+            timerslack: get(self.timerslack, "asking for the timer slack")? as u64,
+        })
+    }
+}
+
+/// A thread as CRIU's entry, without what belongs to the process.
+pub fn core(facts: &ThreadFacts, state: &ThreadState, told: &Told) -> Result<pb::CoreEntry> {
+    let thread = pb::ThreadCoreEntry {
+        futex_rla: facts.robust_list.0,
+        futex_rla_len: facts.robust_list.1 as u32,
+        sched_nice: Some(facts.nice),
+        sched_policy: Some(facts.sched.policy),
+        sched_prio: Some(facts.sched.priority),
+        blk_sigset: Some(state.sigmask),
+        sas: Some(told.stack),
+        pdeath_sig: Some(told.pdeath_sig),
+        signals_p: Some(facts.pending.clone()),
+        creds: Some(identity::credentials(&facts.status, told.secbits)),
+        comm: Some(facts.comm.clone()),
+        rseq_entry: facts.rseq.map(|rseq| pb::RseqEntry {
+            rseq_abi_pointer: rseq.pointer,
+            rseq_abi_size: rseq.size,
+            signature: rseq.signature,
+            rseq_cs_pointer: None,
+        }),
+        ..Default::default()
+    };
+    Ok(pb::CoreEntry {
+        mtype: pb::core_entry::March::X8664 as i32,
+        thread_info: Some(pb::ThreadInfoX86 {
+            clear_tid_addr: told.tid_address,
+            gpregs: regs::to_entry(&state.regs),
+            fpregs: regs::to_fp_entry(&state.xstate)?,
+            tls: Vec::new(),
+        }),
+        thread_core: Some(thread),
+        ..Default::default()
+    })
+}
+
+/// A thread as our own entry.
+pub fn own(pid: Pid, facts: &ThreadFacts, state: &ThreadState, told: &Told) -> pb::PtyagentThread {
+    pb::PtyagentThread {
+        tid: Some(facts.tid.0 as u32),
+        pid: Some(pid.0 as u32),
+        xstate: Some(state.xstate.clone()),
+        rseq_pointer: facts.rseq.map(|rseq| rseq.pointer),
+        rseq_len: facts.rseq.map(|rseq| rseq.size),
+        rseq_signature: facts.rseq.map(|rseq| rseq.signature),
+        rseq_flags: facts.rseq.map(|rseq| rseq.flags),
+        robust_list: Some(facts.robust_list.0),
+        robust_list_len: Some(facts.robust_list.1 as u32),
+        clear_child_tid: Some(told.tid_address),
+        pdeath_signal: Some(told.pdeath_sig),
+        no_new_privs: facts.status.no_new_privs.map(|flag| flag != 0),
+        sched_policy: Some(facts.sched.policy),
+        sched_flags: Some(facts.sched.flags),
+        sched_nice: Some(facts.nice),
+        sched_priority: Some(facts.sched.priority),
+        sched_runtime: deadline(facts, facts.sched.runtime),
+        sched_deadline: deadline(facts, facts.sched.deadline),
+        sched_period: deadline(facts, facts.sched.period),
+        ioprio: Some(facts.ioprio),
+        cpu_affinity: Some(facts.affinity.clone()),
+        timer_slack_ns: Some(told.timerslack),
+        cap_ambient: Some(facts.status.capabilities.ambient),
+        ..Default::default()
+    }
+}
+
+/// The fair class has a runtime too, its slice; only a deadline's are the program's own.
+fn deadline(facts: &ThreadFacts, nanoseconds: u64) -> Option<u64> {
+    (facts.sched.policy == SCHED_DEADLINE).then_some(nanoseconds)
+}
+
+/// Adds the calls that set everything but the credentials and what is pending. `affinity` is what the thread has already.
+pub fn restore(batch: &mut Batch, core: &pb::CoreEntry, own: &pb::PtyagentThread, affinity: &[u8]) {
+    if let Some(stack) = core.thread_core.as_ref().and_then(|thread| thread.sas.as_ref()) {
+        const SS_DISABLE: u64 = 2;
+        // A stack of no size is one that is disabled; SS_ONSTACK is an answer, not a setting.
+        let flags = if stack.ss_size == 0 { SS_DISABLE } else { u64::from(stack.ss_flags) & !1 };
+        let new = batch.input(&[stack.ss_sp, flags, stack.ss_size].map(u64::to_ne_bytes).concat());
+        batch.must(libc::SYS_sigaltstack, [new.into(), 0u64.into()]);
+    }
+    let thread = core.thread_core.as_ref();
+    let comm = thread.and_then(|thread| thread.comm.clone()).or(core.tc.as_ref().map(|task| task.comm.clone()));
+    let mut name = comm.unwrap_or_default();
+    name.resize(16, 0);
+    let name = batch.input(&name);
+    batch.must(libc::SYS_prctl, [libc::PR_SET_NAME.into(), name.into()]);
+    if let Some(slack) = own.timer_slack_ns {
+        batch.must(libc::SYS_prctl, [libc::PR_SET_TIMERSLACK.into(), slack.into()]);
+    }
+    restore_scheduling(batch, core, own);
+    restore_library(batch, core);
+    if let Some(recorded) = own.cpu_affinity.as_deref().filter(|recorded| *recorded != affinity) {
+        let mask = batch.input(recorded);
+        batch.must(libc::SYS_sched_setaffinity, [0u64.into(), recorded.len().into(), mask.into()]);
+    }
+}
+
+/// The nice value, the I/O priority, policy and priority. All are set, because a thread begins with those of the leader.
+fn restore_scheduling(batch: &mut Batch, core: &pb::CoreEntry, own: &pb::PtyagentThread) {
+    let Some(thread) = &core.thread_core else { return };
+    let (policy, priority) = (thread.sched_policy.unwrap_or(0), thread.sched_prio.unwrap_or(0));
+    let reset = own.sched_flags.unwrap_or(0) & SCHED_FLAG_RESET_ON_FORK;
+    let nice = thread.sched_nice.unwrap_or(0);
+    batch.must(libc::SYS_setpriority, [u64::from(libc::PRIO_PROCESS).into(), 0u64.into(), nice.into()]);
+    if let Some(ioprio) = own.ioprio {
+        batch.call(libc::SYS_ioprio_set, [1u64.into(), 0u64.into(), u64::from(ioprio).into()]);
+    }
+    if policy == SCHED_DEADLINE {
+        let words = [own.sched_runtime, own.sched_deadline, own.sched_period].map(|word| word.unwrap_or(0));
+        let head = [48u32.to_ne_bytes(), policy.to_ne_bytes()].concat();
+        let attr = [head, reset.to_ne_bytes().to_vec(), vec![0; 8], words.map(u64::to_ne_bytes).concat()].concat();
+        let attr = batch.input(&attr);
+        batch.must(libc::SYS_sched_setattr, [0u64.into(), attr.into(), 0u64.into()]);
+    } else {
+        let parameter = batch.input(&priority.to_ne_bytes());
+        let policy = policy | if reset != 0 { SCHED_RESET_ON_FORK } else { 0 };
+        batch.must(libc::SYS_sched_setscheduler, [0u64.into(), u64::from(policy).into(), parameter.into()]);
+    }
+}
+
+/// What the kernel keeps per thread for the C library.
+fn restore_library(batch: &mut Batch, core: &pb::CoreEntry) {
+    if let Some(info) = &core.thread_info {
+        batch.call(libc::SYS_set_tid_address, [info.clear_tid_addr.into()]);
+    }
+    if let Some(thread) = core.thread_core.as_ref().filter(|thread| thread.futex_rla_len != 0) {
+        let len = u64::from(thread.futex_rla_len);
+        batch.must(libc::SYS_set_robust_list, [thread.futex_rla.into(), len.into()]);
+    }
+    let recorded = core.thread_core.as_ref().and_then(|thread| thread.rseq_entry.as_ref());
+    if let Some(rseq) = recorded.filter(|rseq| rseq.rseq_abi_pointer != 0) {
+        let number = |value: u32| u64::from(value).into();
+        batch.must(
+            libc::SYS_rseq,
+            [rseq.rseq_abi_pointer.into(), number(rseq.rseq_abi_size), 0u64.into(), number(rseq.signature)],
+        );
+    }
+}
+
+/// Adds the calls with which the thread queues its own pending signals again, in order.
+pub fn restore_pending(batch: &mut Batch, core: &pb::CoreEntry, pid: u32, tid: u32) {
+    let thread = core.thread_core.as_ref().and_then(|thread| thread.signals_p.as_ref());
+    for info in thread.into_iter().flat_map(|queue| &queue.signals) {
+        let buffer = batch.input(&info.siginfo);
+        let signal = signals::number(&info.siginfo);
+        batch.must(
+            libc::SYS_rt_tgsigqueueinfo,
+            [u64::from(pid).into(), u64::from(tid).into(), signal.into(), buffer.into()],
+        );
+    }
+}
