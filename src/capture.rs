@@ -234,7 +234,8 @@ fn infect_and_ask(
     let mut records = tty_records::Records::new();
     let mut processes = Vec::new();
     for one in entered {
-        let Entered { mut captured, guests, descriptors, outside, answers, signals, identity, thread, timers, ttys } = one;
+        let Entered { mut captured, guests, descriptors, outside, answers, signals, identity, thread, timers, ttys } =
+            one;
         let (mut signals, identity) = (signals.answers(&answers), identity.answers(&answers)?);
         signals.timers.posix = timers.answers(&answers)?;
         for tty in &ttys {

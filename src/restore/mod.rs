@@ -138,10 +138,21 @@ fn is_zombie(pid: Pid) -> bool {
 /// Fails where a process, group or session has a recorded number, and says who.
 fn refuse_taken(images: &Images) -> Result<()> {
     let wanted: BTreeSet<i32> = images.pstree.iter().map(|entry| entry.pid as i32).collect();
+    let threads = images.pstree.iter().flat_map(|entry| &entry.threads).map(|tid| *tid as i32);
     let start = Instant::now();
     // The killed root of a dump is a zombie until its parent has waited for it, which a moment usually settles.
     while start.elapsed() < PATIENCE && wanted.iter().any(|pid| is_zombie(Pid(*pid))) {
         std::thread::sleep(Duration::from_millis(5));
+    }
+    for number in threads.chain(wanted.iter().copied()) {
+        // Processes are looked at below; /proc/N leads to a thread too.
+        let Ok(status) = Status::read(Pid(number)) else { continue };
+        if status.tgid != Pid(number) || !wanted.contains(&number) {
+            return Err(Error::failed(format!(
+                "the number {number} is in use by a thread of process {}; end it, or restore into a fresh pid namespace with --pidns",
+                status.tgid
+            )));
+        }
     }
     for pid in crate::procfs::tree::all()? {
         let Ok(stat) = Stat::read(pid) else { continue };

@@ -11,7 +11,7 @@ use crate::task::thread;
 use crate::trace::Stopped;
 
 use super::build::{self, Inherited};
-use super::stubs::{Stub, clone_args, cannot_create};
+use super::stubs::{Stub, cannot_create, clone_args};
 
 /// What threads of one process share. clone(2), CLONE_THREAD.
 const FLAGS: i32 = libc::CLONE_VM

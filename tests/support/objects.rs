@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -14,6 +15,11 @@ const LIMIT: Duration = Duration::from_secs(60);
 
 /// Lets a victim of `tests/victims/check.h` prepare a kind of state, takes it through `rounds` round trips, and lets it check.
 pub fn check(program: &'static str, name: &'static str, rounds: usize) {
+    check_images(program, name, rounds, |_| ());
+}
+
+/// As [`check`]; the directories of images, in order, are shown to `look`.
+pub fn check_images(program: &'static str, name: &'static str, rounds: usize, look: fn(&[PathBuf])) {
     with_timeout(LIMIT, move || {
         let _serial = serial();
         let _subreaper = subreaper();
@@ -26,6 +32,7 @@ pub fn check(program: &'static str, name: &'static str, rounds: usize) {
         let _end = EndSession(pid);
         asleep(pid);
         let before = shown(pid);
+        let mut all = Vec::new();
         for round in 0..rounds {
             let images = dir.join(&format!("images{round}"));
             dump(pid, &images);
@@ -33,7 +40,9 @@ pub fn check(program: &'static str, name: &'static str, rounds: usize) {
             restore(&images);
             asleep(pid);
             assert_same_lines(&comparable(&before), &comparable(&shown(pid)), name);
+            all.push(images);
         }
+        look(&all);
         File::options().read(true).write(true).open(dir.join("go")).unwrap().write_all(b"g").unwrap();
         until("verdict", PATIENCE, || read("result").ends_with("done\n").then_some(()), || read("result"));
         assert_eq!(read("result"), "done\n");
