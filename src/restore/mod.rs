@@ -398,11 +398,11 @@ impl Execution<'_> {
         let action = stop_action(core, recorded);
         send(if action { recorded } else { libc::SIGSTOP })?;
         stopped.release()?;
-        await_stop(stub.pid.into(), &send)?;
+        await_stop(stub.pid.into(), send)?;
         // The leader has begun the stop of the whole process, so that the others take part in it before they run an instruction.
         let tids: Vec<Tid> = stub.threads.iter().map(Stopped::tid).collect();
         threads::release(stub.threads)?;
-        tids.into_iter().try_for_each(|tid| await_stop(tid, &send))
+        tids.into_iter().try_for_each(|tid| await_stop(tid, send))
     }
 
     fn succeed(self, start: Instant, created: Instant) -> Restored {
