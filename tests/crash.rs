@@ -126,8 +126,12 @@ fn survive(name: &str, root: i32, pids: &[i32], mut check: impl FnMut(u32)) {
 }
 
 fn victim(mode: &'static str) {
+    victim_of("blocked", mode);
+}
+
+fn victim_of(program: &'static str, mode: &'static str) {
     with_timeout(LIMIT, move || {
-        let victim = Victim::start(mode);
+        let victim = Victim::run(program, mode);
         survive(mode, victim.pid(), &[victim.pid()], |turn| {
             let counters = victim.counters();
             assert!(counters.eintr + counters.early + counters.wrong == 0, "turn {turn}: {counters:?}");
@@ -145,6 +149,11 @@ fn spin() {
 #[test]
 fn nanosleep() {
     victim("nanosleep");
+}
+
+#[test]
+fn several_threads() {
+    victim_of("threads", "busy");
 }
 
 #[test]

@@ -67,14 +67,15 @@ pub fn snapshot(pid: i32) -> TaskSnapshot {
         let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}")).ok()?;
         Some((fd, (link.to_string_lossy().into_owned(), info)))
     });
-    let threads = numbers("task").into_iter().map(|tid| {
-        let status = read(&format!("task/{tid}/status"));
+    let threads = numbers("task").into_iter().filter_map(|tid| {
+        // A thread may have ended since.
+        let status = fs::read_to_string(format!("/proc/{pid}/task/{tid}/status")).ok()?;
         let wanted = |line: &&str| {
             // SigQ counts the signals of all of the user's processes.
             !line.starts_with("SigQ")
                 && ["Sig", "Shd", "Seccomp", "TracerPid", "NoNewPrivs"].iter().any(|name| line.starts_with(name))
         };
-        (tid, status.lines().filter(wanted).map(str::to_owned).collect())
+        Some((tid, status.lines().filter(wanted).map(str::to_owned).collect()))
     });
     TaskSnapshot { maps: read("maps"), stat: stat(pid).unwrap(), fds: fds.collect(), threads: threads.collect() }
 }
