@@ -54,7 +54,7 @@ fn bash() -> Program {
     }
 }
 
-/// A REPL with an open file, a child process and a block that is half typed.
+/// A REPL with running and waiting threads, an open file, a child process and a block that is half typed.
 fn python() -> Program {
     Program {
         name: "python3",
@@ -65,17 +65,35 @@ fn python() -> Program {
             line(holder, "import subprocess, sys; total = 0", ">>> ");
             line(holder, &format!("log = open('{}/log', 'w')", dir.display()), ">>> ");
             line(holder, "child = subprocess.Popen(['sleep', '1000'])", ">>> ");
+            line(holder, "import threading, time; ticks = [0]; answers = []; event = threading.Event()", ">>> ");
+            line(holder, "def tick():", "... ");
+            line(holder, "    while True: ticks[0] += 1; time.sleep(0.01)", "... ");
+            line(holder, "", ">>> ");
+            line(holder, "threading.Thread(target=tick, daemon=True).start()", ">>> ");
+            line(holder, "wait = lambda: answers.append(event.wait())", ">>> ");
+            line(holder, "waiting = [threading.Thread(target=wait, daemon=True) for _ in range(3)]", ">>> ");
+            line(holder, "for thread in waiting: thread.start()", "... ");
+            line(holder, "", ">>> ");
             line(holder, "for i in range(3):", "... ");
         },
         go_on: |holder, _, round| {
             line(holder, "    total += log.write('line\\n')", "... ");
             line(holder, "", ">>> ");
             line(holder, "print(f'total <{total}>', child.poll())", &format!("total <{}> None", 15 * round));
+            line(holder, "before = ticks[0]", ">>> ");
+            line(holder, "while ticks[0] < before + 5: time.sleep(0.01)", "... ");
+            line(holder, "", ">>> ");
+            line(holder, "print('threads', threading.active_count(), answers)", "threads 5 []");
             line(holder, "for i in range(3):", "... ");
         },
         end: |holder, dir| {
             line(holder, "    log.flush()", "... ");
             line(holder, "", ">>> ");
+            line(
+                holder,
+                "event.set(); print([thread.join() for thread in waiting], answers)",
+                "[None, None, None] [True, True, True]",
+            );
             line(holder, "child.kill(); print('ended', child.wait())", "ended -9");
             assert_eq!(std::fs::read_to_string(dir.join("log")).unwrap(), "line\n".repeat(9));
         },
