@@ -4,11 +4,45 @@ use crate::Program;
 use crate::support::{Holder, PATIENCE};
 
 pub fn programs() -> Vec<Program> {
-    vec![less(), top()]
+    vec![vim(), less(), top()]
 }
 
 fn wait_for(holder: &Holder, text: &str) {
     holder.wait_for_screen(text, PATIENCE, |screen| screen.contents().contains(text));
+}
+
+/// An unsaved buffer with its undo history, a register, and a shell in a window of its own.
+fn vim() -> Program {
+    Program {
+        name: "vim with a :terminal",
+        needs: &[("vim", "vim")],
+        argv: &["vim", "--clean", "-n", "work"],
+        begin: |holder, _| {
+            wait_for(holder, "All");
+            holder.type_keys("ifirst line\x1byyp:s/first/second/\r");
+            wait_for(holder, "second line");
+            holder.type_keys(":belowright terminal bash --norc --noprofile -i\r");
+            wait_for(holder, "$ ");
+            holder.type_keys("n=7; cd /usr; echo in $PWD\r");
+            wait_for(holder, "in /usr");
+        },
+        go_on: |holder, _, round| {
+            holder.type_keys(format!("echo \"n is <$((n += {round}))>\"\r"));
+            wait_for(holder, &format!("n is <{}>", 7 + round * (round + 1) / 2));
+            // To the buffer and back: a line more from the register.
+            holder.type_keys("\x17kGp:s/first/round/\r\x17j");
+            wait_for(holder, "round line");
+        },
+        end: |holder, dir| {
+            // The last substitution is undone.
+            let file = dir.join("notes");
+            holder.type_keys(format!("\x17ku:w {}\r", file.display()));
+            wait_for(holder, "written");
+            let text = std::fs::read_to_string(file).unwrap();
+            assert_eq!(text, "first line\nsecond line\nround line\nround line\nfirst line\n");
+        },
+        rests: true,
+    }
 }
 
 /// On a pipe that goes on to be filled.

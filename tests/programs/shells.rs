@@ -6,7 +6,7 @@ use crate::support::Holder;
 const BASH: &[&str] = &["bash", "--norc", "--noprofile", "-i"];
 
 pub fn programs() -> Vec<Program> {
-    vec![bash(), python(), sqlite()]
+    vec![bash(), python(), python_threads(), sqlite()]
 }
 
 /// Types a line and waits for what it prints, which must not be in the line itself.
@@ -97,6 +97,44 @@ fn python() -> Program {
             line(holder, "child.kill(); print('ended', child.wait())", "ended -9");
             assert_eq!(std::fs::read_to_string(dir.join("log")).unwrap(), "line\n".repeat(9));
         },
+        rests: true,
+    }
+}
+
+/// A REPL with threads that count, one that waits for a queue, and a lock that is held.
+fn python_threads() -> Program {
+    Program {
+        name: "python3 with threads",
+        needs: &[("python3", "python3")],
+        argv: &["/usr/bin/python3", "-q"],
+        begin: |holder, _| {
+            holder.wait_for_text(">>> ");
+            line(
+                holder,
+                "import threading, time, queue; ticks = [0, 0]; jobs = queue.Queue(); done = queue.Queue()",
+                ">>> ",
+            );
+            let tick = "[(time.sleep(.01), ticks.__setitem__(n, ticks[n] + 1)) for _ in iter(int, 1)]";
+            line(
+                holder,
+                "start = lambda job, *args: threading.Thread(target=job, args=args, daemon=True).start()",
+                ">>> ",
+            );
+            line(holder, &format!("tick = lambda n: {tick}"), ">>> ");
+            line(holder, "start(tick, 0); start(tick, 1)", ">>> ");
+            line(holder, "start(lambda: [done.put(jobs.get() * 7) for _ in iter(int, 1)])", ">>> ");
+            line(holder, "lock = threading.Lock(); print('locked', lock.acquire())", "locked True");
+        },
+        go_on: |holder, _, round| {
+            line(
+                holder,
+                &format!("jobs.put({round}); print(f'product <{{done.get()}}>')"),
+                &format!("product <{}>", round * 7),
+            );
+            line(holder, "before = list(ticks); time.sleep(.5)", ">>> ");
+            line(holder, "print([now > then for now, then in zip(ticks, before)], lock.locked())", "[True, True] True");
+        },
+        end: |holder, _| line(holder, "lock.release(); print('threads', threading.active_count())", "threads 4"),
         rests: true,
     }
 }
