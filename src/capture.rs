@@ -126,7 +126,8 @@ pub fn capture(frozen: Frozen, survey: &Survey, mode: SurveyMode) -> Result<Tree
     }
     let mut images = Images::default();
     let mut ids = FileIds::after(&ofds);
-    record_files(&mut images, &tables, &ofds, &terminals)?;
+    let tree = known.iter().map(|known| known.pid).chain(zombies.iter().copied()).collect();
+    record_files(&mut images, &tables, &ofds, &tree, &terminals)?;
     drop(tables);
     tracing::debug!("files recorded");
     let processes = infect_and_ask(known, &mut images, &mut ids, &terminals, mode)?;
@@ -198,10 +199,16 @@ fn refuse_outside(tables: &[Table<'_>]) -> Result<()> {
     pipe::refuse_outside_pipes(tables, &pipe::outside_pipes(&inside, &wanted))
 }
 
-fn record_files(images: &mut Images, tables: &[Table<'_>], ofds: &OfdTable, terminals: &Terminals) -> Result<()> {
+fn record_files(
+    images: &mut Images,
+    tables: &[Table<'_>],
+    ofds: &OfdTable,
+    tree: &BTreeSet<Pid>,
+    terminals: &Terminals,
+) -> Result<()> {
     let tty_ids: BTreeMap<_, _> =
         terminals.of_ofd.iter().map(|(ofd, (index, peer))| (*ofd, tty_records::info_id(*index, *peer))).collect();
-    file_records::record(images, tables, ofds, &tty_ids)
+    file_records::record(images, tables, ofds, tree, &tty_ids)
 }
 
 /// A process with the parasite in it, and what its leader answered on the way in.

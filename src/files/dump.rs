@@ -11,7 +11,7 @@ use std::path::Path;
 use crate::error::{Context, Error, Refusal, Result, Subject};
 use crate::files::kind::{Descriptor, FileKind};
 use crate::files::ofd::{OfdId, OfdTable};
-use crate::files::{owner, pipe, regular};
+use crate::files::{epoll, eventfd, owner, pidfd, pipe, regular, signalfd, timerfd};
 use crate::ids::{Pid, RemoteFd};
 use crate::image::{Images, pb};
 use crate::sys::process::pidfd_getfd;
@@ -106,6 +106,8 @@ pub struct Recorder<'a> {
     pub images: &'a mut Images,
     pub tables: &'a [Table<'a>],
     pub ofds: &'a OfdTable,
+    /// All processes that will be there again, those that have ended among them.
+    pub tree: &'a BTreeSet<Pid>,
     /// The terminal peer that a description leads to.
     pub tty_ids: &'a BTreeMap<OfdId, u32>,
     pub pipes: pipe::PipeIds,
@@ -118,9 +120,10 @@ pub fn record(
     images: &mut Images,
     tables: &[Table<'_>],
     ofds: &OfdTable,
+    tree: &BTreeSet<Pid>,
     tty_ids: &BTreeMap<OfdId, u32>,
 ) -> Result<()> {
-    let mut recorder = Recorder { images, tables, ofds, tty_ids, pipes: pipe::PipeIds::default() };
+    let mut recorder = Recorder { images, tables, ofds, tree, tty_ids, pipes: pipe::PipeIds::default() };
     let mut seen = BTreeSet::new();
     for table in tables {
         let mut entries = Vec::new();
@@ -152,6 +155,11 @@ fn type_of(descriptor: &Descriptor) -> pb::FdTypes {
     match descriptor.kind {
         FileKind::Pipe { .. } => pb::FdTypes::Pipe,
         FileKind::Fifo => pb::FdTypes::Fifo,
+        FileKind::Eventfd => pb::FdTypes::Eventfd,
+        FileKind::Epoll => pb::FdTypes::Eventpoll,
+        FileKind::Signalfd => pb::FdTypes::Signalfd,
+        FileKind::Timerfd => pb::FdTypes::Timerfd,
+        FileKind::Pidfd => pb::FdTypes::Pidfd,
         _ if descriptor.kind.is_tty() => pb::FdTypes::Tty,
         _ => pb::FdTypes::Reg,
     }
@@ -163,9 +171,7 @@ impl Recorder<'_> {
         let flags = descriptor.info.flags & !(libc::O_CLOEXEC as u32);
         let fown = owner::record(copy.as_fd(), flags);
         let description = Description { table, descriptor, id, copy: copy.as_fd(), flags, fown };
-        let entry = self.entry_of(&description)?;
-        self.images.files.push(entry);
-        let own = pb::PtyagentOfd {
+        let mut own = pb::PtyagentOfd {
             id: Some(id.0),
             path: Some(descriptor.link.clone().into_vec()),
             position: Some(descriptor.info.pos.max(0) as u64),
@@ -173,18 +179,25 @@ impl Recorder<'_> {
             via_dev_tty: (descriptor.kind == FileKind::DevTty).then_some(true),
             ..owner::record_own(copy.as_fd())
         };
+        let entry = self.entry_of(&description, &mut own)?;
+        self.images.files.push(entry);
         self.images.own.get_or_insert_default().ofds.push(own);
         Ok(())
     }
 
-    /// The entry of a description: one line for each kind.
-    fn entry_of(&mut self, description: &Description<'_>) -> Result<pb::FileEntry> {
+    /// The entry of a description, with what its kind adds to our own record: one line for each kind.
+    fn entry_of(&mut self, description: &Description<'_>, own: &mut pb::PtyagentOfd) -> Result<pb::FileEntry> {
         if let Some(tty_info_id) = self.tty_ids.get(&description.id) {
             return Ok(terminal(description, *tty_info_id));
         }
         match description.descriptor.kind {
             FileKind::Pipe { .. } => pipe::record(self.images, &mut self.pipes, description),
             FileKind::Fifo => pipe::record_fifo(self.images, &mut self.pipes, description),
+            FileKind::Eventfd => eventfd::record(description, own),
+            FileKind::Epoll => epoll::record(self, description, own),
+            FileKind::Signalfd => signalfd::record(description),
+            FileKind::Timerfd => timerfd::record(description, own),
+            FileKind::Pidfd => pidfd::record(self, description),
             _ => Ok(regular::record(description)),
         }
     }

@@ -95,6 +95,7 @@ impl FileKind {
             Regular | Directory | Null | Zero | Full | Random | Urandom => None,
             TtyMaster { .. } | TtySlave { .. } | HungUpSlave { .. } | DevTty | Pipe { .. } | Fifo => None,
             PathOnly(PathTarget::Regular | PathTarget::Directory | PathTarget::Terminal) => None,
+            Epoll | Eventfd | Signalfd | Timerfd | Pidfd => None,
             Console | Vt { .. } | Serial(_) | LegacyPty(_) => {
                 Some("run the session on a pseudoterminal (ssh, tmux, script), then dump it")
             }
@@ -105,9 +106,7 @@ impl FileKind {
                 Some("memory files are not carried yet: end the program that uses it, then dump again")
             }
             Socket { .. } => Some("sockets are not carried yet: end the program that holds it, then dump again"),
-            Epoll | Eventfd | Signalfd | Timerfd | Inotify => {
-                Some("this kind is not carried yet: end the program that uses it, then dump again")
-            }
+            Inotify => Some("this kind is not carried yet: end the program that uses it, then dump again"),
             _ => Some("end the program that uses it, then dump again"),
         }
     }

@@ -4,9 +4,14 @@
 //! (the type, the entry) and one in that of [`restore`].
 
 pub mod dump;
+pub mod epoll;
+pub mod eventfd;
 pub mod kind;
 pub mod ofd;
 pub mod owner;
+pub mod pidfd;
 pub mod pipe;
 pub mod regular;
 pub mod restore;
+pub mod signalfd;
+pub mod timerfd;

@@ -4,11 +4,20 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use crate::error::{Error, Result, Subject};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+
+use crate::error::{Context, Error, Result, Subject};
 use crate::files::pipe::Pipes;
-use crate::files::regular;
+use crate::files::{epoll, eventfd, regular, signalfd, timerfd};
 use crate::image::{Images, pb};
 use crate::sys::file::duplicate_to;
+
+/// Sets what fcntl(2) can set of a description's flags, O_ASYNC apart, which comes with its owner.
+pub fn set_status_flags(fd: BorrowedFd<'_>, flags: u32) -> Result<()> {
+    let settable = OFlag::O_APPEND | OFlag::O_NONBLOCK | OFlag::O_NOATIME;
+    let flags = OFlag::from_bits_retain(flags as i32) & settable;
+    fcntl(fd, FcntlArg::F_SETFL(flags)).during("setting the flags of a file", Subject::None).map(drop)
+}
 
 /// Open files by their slots, and the pipes that they lead to.
 #[derive(Debug, Default)]
@@ -45,6 +54,14 @@ impl Opened {
             self.pipes.end(pipe)?
         } else if let Some(fifo) = &file.fifo {
             self.pipes.fifo_end(images, file, fifo)?
+        } else if let Some(eventfd) = &file.efd {
+            eventfd::open(images, eventfd)?
+        } else if let Some(epoll) = &file.epfd {
+            epoll::open(epoll)?
+        } else if let Some(signalfd) = &file.sgfd {
+            signalfd::open(signalfd)?
+        } else if let Some(timerfd) = &file.tfd {
+            timerfd::open(images, timerfd)?
         } else if let Some(reg) = &file.reg {
             regular::open_again(reg)?
         } else {

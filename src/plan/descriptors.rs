@@ -57,7 +57,9 @@ pub(super) fn open_steps(images: &Images, steps: &mut Vec<Step>) {
         images.files.iter().filter_map(|file| file.pipe.as_ref()).map(|pipe| pipe.pipe_id).collect();
     steps.extend(pipes.into_iter().map(|pipe| Step::OpenPipe { pipe }));
     let early = |file: &&pb::FileEntry| file.tty.as_ref().is_some_and(|tty| tty.tty_info_id / 2 >= HUNG_UP);
-    for file in images.files.iter().filter(|file| !is_dev_tty(images, file) && !early(file)) {
+    // A pidfd is opened in the task, when the process is there.
+    let inside = |file: &&pb::FileEntry| is_dev_tty(images, file) || file.pidfd.is_some();
+    for file in images.files.iter().filter(|file| !inside(file) && !early(file)) {
         steps.push(Step::OpenFile { id: file.id });
     }
 }
@@ -66,6 +68,32 @@ pub(super) fn open_steps(images: &Images, steps: &mut Vec<Step>) {
 pub(super) fn open_slaves(images: &Images, index: u32, steps: &mut Vec<Step>) {
     let of_it = |file: &&pb::FileEntry| file.tty.as_ref().is_some_and(|tty| tty.tty_info_id / 2 == index);
     steps.extend(images.files.iter().filter(of_it).map(|file| Step::OpenFile { id: file.id }));
+}
+
+/// The descriptor table of a task, in ascending order.
+pub fn table(images: &Images, pid: u32) -> Vec<&pb::FdinfoEntry> {
+    let files_id = images.ids.get(&pid).map_or(pid, |ids| ids.files_id);
+    let mut table: Vec<&pb::FdinfoEntry> = images.fdinfo.get(&files_id).into_iter().flatten().collect();
+    table.sort_by_key(|entry| entry.fd);
+    table
+}
+
+/// The epoll instances that a task is the first of the tree to have, with one of its numbers for each.
+pub fn epolls(images: &Images, pid: u32) -> Vec<(u32, &pb::EventpollFileEntry)> {
+    let mut seen = BTreeSet::new();
+    let mut found = Vec::new();
+    for task in &images.pstree {
+        for entry in table(images, task.pid) {
+            let Some(instance) = images.file(entry.id).and_then(|file| file.epfd.as_ref()) else { continue };
+            if seen.insert(entry.id) && task.pid == pid {
+                found.push((entry.fd, instance));
+            }
+        }
+        if task.pid == pid {
+            break;
+        }
+    }
+    found
 }
 
 /// Whether a description was opened as /dev/tty, so that only a member of the session can open it.

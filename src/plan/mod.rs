@@ -110,6 +110,10 @@ pub enum Step {
     ArmTerminal {
         index: u32,
     },
+    /// What its epoll instances watch, when all that is in its final state.
+    FillEpoll {
+        pid: u32,
+    },
     /// Owners of O_ASYNC, and nothing stays open in the restore itself but what it relays.
     HandOver,
     /// Its own pending signals, instead of those that its making and its children's stops have left.
@@ -145,6 +149,7 @@ impl fmt::Display for Step {
             Step::Identify { pid } => write!(f, "give process {pid} its credentials"),
             Step::Die { pid, status } => write!(f, "end process {pid} with status {status:#x}"),
             Step::HangUp { index } => write!(f, "hang up pseudoterminal {index}"),
+            Step::FillEpoll { pid } => write!(f, "fill the epoll instances of process {pid}"),
             Step::HandOver => write!(f, "set the owners of files and let go of them"),
             Step::FillQueues { index } => write!(f, "put back what is unread in pseudoterminal {index}"),
             Step::ArmTerminal { index } => write!(f, "lock pseudoterminal {index} as it was"),
@@ -211,6 +216,10 @@ pub fn plan(images: &Images, dir: &Path) -> Result<Plan> {
     for index in living(images) {
         steps.push(Step::FillQueues { index });
         steps.push(Step::ArmTerminal { index });
+    }
+    let watches = |task: &&Task| !descriptors::epolls(images, task.pid).is_empty();
+    for task in tasks.in_order().filter(watches) {
+        steps.push(Step::FillEpoll { pid: task.pid });
     }
     steps.push(Step::HandOver);
     let_go(&tasks, &mut steps);

@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use crate::error::{Context, Error, Result, Subject};
+use crate::files::{epoll, pidfd};
 use crate::image::{Images, pb};
 use crate::inject::batch::{Ask, Batch};
 use crate::inject::{ThreadState, restart};
@@ -271,9 +272,8 @@ fn attributes(
 
 /// Puts copies of the inherited files under the recorded numbers and closes everything else.
 fn descriptors(stub: &mut Stub, images: &Images, plan: &Plan, pid: u32) -> Result<()> {
-    let files_id = images.ids.get(&pid).map_or(pid, |ids| ids.files_id);
-    let mut table: Vec<&pb::FdinfoEntry> = images.fdinfo.get(&files_id).into_iter().flatten().collect();
-    table.sort_by_key(|entry| entry.fd);
+    let table = crate::plan::descriptors::table(images, pid);
+    pidfd::open_inside(&mut stub.tracee, images, &plan.slots, &table)?;
     let mut batch = Batch::new();
     let mut at = 0u64;
     for entry in table {
@@ -285,6 +285,13 @@ fn descriptors(stub: &mut Stub, images: &Images, plan: &Plan, pid: u32) -> Resul
         }
         batch.must(libc::SYS_dup3, [slot.into(), fd.into(), flags.into()]);
         at = fd + 1;
+    }
+    let slot = |id| plan.slots.files.get(&id).map(|slot| u64::from(slot.unsigned_abs()));
+    for kept in epoll::needed(images, pid).into_iter().filter_map(slot) {
+        if at < kept {
+            batch.must(libc::SYS_close_range, [at.into(), (kept - 1).into(), 0u64.into()]);
+        }
+        at = kept + 1;
     }
     batch.must(libc::SYS_close_range, [at.into(), u64::from(u32::MAX).into(), 0u64.into()]);
     run(stub, batch, "setting up the descriptors")

@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use crate::error::{Context, Error, Result, Subject};
-use crate::files::owner;
 use crate::files::restore::Opened;
+use crate::files::{epoll, owner};
 use crate::ids::{Pid, PtyIndex, Tid};
 use crate::image::{Images, Kind, pb};
 use crate::inject::batch::{Ask, Batch};
@@ -230,6 +230,9 @@ impl Execution<'_> {
             Step::HangUp { index } => {
                 self.pairs.hang_up(*index);
                 Ok(())
+            }
+            Step::FillEpoll { pid } => {
+                epoll::fill(&mut self.stubs.get(*pid)?.tracee, self.images, &self.plan.slots, *pid)
             }
             Step::HandOver => self.hand_over(),
             Step::FillQueues { index } => self.fill_queues(*index),
