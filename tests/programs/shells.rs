@@ -6,7 +6,7 @@ use crate::support::Holder;
 const BASH: &[&str] = &["bash", "--norc", "--noprofile", "-i"];
 
 pub fn programs() -> Vec<Program> {
-    vec![bash(), python(), python_threads(), sqlite()]
+    vec![bash(), python(), python_threads(), gdb(), sqlite()]
 }
 
 /// Types a line and waits for what it prints, which must not be in the line itself.
@@ -135,6 +135,39 @@ fn python_threads() -> Program {
             line(holder, "print([now > then for now, then in zip(ticks, before)], lock.locked())", "[True, True] True");
         },
         end: |holder, _| line(holder, "lock.release(); print('threads', threading.active_count())", "threads 4"),
+        rests: true,
+    }
+}
+
+/// A debugger at its prompt. While it traces a program the dump is refused, and the program is traced on.
+fn gdb() -> Program {
+    Program {
+        name: "gdb",
+        needs: &[("gdb", "gdb")],
+        argv: &["gdb", "-q", "-nx", "/bin/sleep"],
+        begin: |holder, dir| {
+            holder.wait_for_text("(gdb) ");
+            line(holder, "set pagination off", "(gdb) ");
+            line(holder, "starti 1000", "Program stopped");
+            let (root, images) = (holder.pid().to_string(), dir.join("refused"));
+            let dump = crate::support::ptyagent(&["dump", "--inject", &root, "-D", images.to_str().unwrap()]);
+            let error = String::from_utf8(dump.stderr).unwrap();
+            assert_eq!(dump.status.code(), Some(3), "{error}");
+            assert!(error.contains("(sleep): already traced by process") && error.contains("(gdb)"), "{error}");
+            line(holder, "stepi", "(gdb) ");
+            line(holder, "kill", "(y or n) ");
+            line(holder, "y", "killed");
+            line(holder, "set $n = 1", "(gdb) ");
+        },
+        go_on: |holder, _, round| {
+            line(holder, &format!("print $n *= {}", round + 1), &format!("= {}\r\n", [2, 6, 24][round as usize - 1]))
+        },
+        end: |holder, _| {
+            line(holder, "starti 1001", "Program stopped");
+            line(holder, "print $rip != 0", "= 1");
+            line(holder, "kill", "(y or n) ");
+            line(holder, "y", "killed");
+        },
         rests: true,
     }
 }
