@@ -235,13 +235,15 @@ fn stamp(images: &mut Images) {
     own.format_version = Some(crate::image::own::FORMAT_VERSION);
     own.vdso = mem::vdso::Image::ours().ok().map(|image| image.record());
     own.writer = Some(format!("ptyagent {}", env!("CARGO_PKG_VERSION")));
-    own.kernel = Some(pb::PtyagentKernel {
+    let mut kernel = pb::PtyagentKernel {
         release: text(uname.as_ref().map(|uname| uname.release())),
         version: text(uname.as_ref().map(|uname| uname.version())),
         machine: text(uname.as_ref().map(|uname| uname.machine())),
         page_size: Some(PAGE as u32),
         ..Default::default()
-    });
+    };
+    crate::task::cpu::record(&mut kernel);
+    own.kernel = Some(kernel);
 }
 
 /// Gives everything back and lets the session go; yields for how many microseconds it had been stopped.

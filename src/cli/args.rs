@@ -172,6 +172,9 @@ pub struct RestoreArgs {
     /// Restore into a new pid namespace (not supported yet)
     #[arg(long)]
     pub pidns: bool,
+    /// Restore although this processor lacks instruction sets that the session's had; programs that use them crash
+    #[arg(long)]
+    pub allow_cpu_mismatch: bool,
     /// Check the images and print the steps; create nothing
     #[arg(long)]
     pub dry_run: bool,

@@ -15,6 +15,7 @@ use ptyagent::relay::{self, FirstSize, Outer};
 use ptyagent::restore::{self, Restored};
 use ptyagent::sys::process::pidfd_open;
 use ptyagent::sys::process::wait4;
+use ptyagent::task::cpu::Mismatch;
 use ptyagent::tty::restore::IndexPolicy;
 
 use super::args::{DumpArgs, PtsIndex, RestoreArgs};
@@ -68,7 +69,8 @@ pub fn restore(args: &RestoreArgs) -> Result<ExitCode> {
     if args.pidns {
         return Err(Error::failed("--pidns is not supported yet; end what has the session's process ids, or reboot"));
     }
-    let request = restore::Request { dir: args.dir.clone(), index };
+    let mismatch = if args.allow_cpu_mismatch { Mismatch::Allow } else { Mismatch::Refuse };
+    let request = restore::Request { dir: args.dir.clone(), index, mismatch };
     let mut progress = Steps::start();
     let (images, plan) = restore::load(&request)?;
     if args.dry_run {

@@ -17,12 +17,14 @@ pub mod rest;
 pub mod restart;
 pub mod rseq;
 mod stub;
+mod tiles;
 mod visit;
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -326,6 +328,8 @@ impl Infected {
 
     fn leave(&mut self, last: &ThreadState) -> Result<Stopped> {
         let stopped = self.take_stopped()?;
+        let now = self.original.xstate.clone();
+        let stopped = self.make_room_for_tiles(stopped, &now, last)?;
         stopped.set_xstate(&last.xstate)?;
         let mut regs = last.regs;
         regs.rip = self.room.slot(Slot::Exit).0;
@@ -351,6 +355,19 @@ impl Infected {
         }
         send_owed_stop(self.owed_stop, self.pid);
         Ok(stopped)
+    }
+
+    /// Lets a thread without AMX tiles have room for those of `last`, which it is to get in a moment; see `tiles`.
+    fn make_room_for_tiles(&mut self, stopped: Stopped, now: &[u8], last: &ThreadState) -> Result<Stopped> {
+        if !tiles::in_use(&last.xstate) || tiles::in_use(now) {
+            return Ok(stopped);
+        }
+        self.write(wire::ARENA_OFFSET, &tiles::CONFIGURATION)?;
+        let at = self.room.slot(Slot::Odd);
+        self.mem.write_all_at(&tiles::CODE, at.0).during("writing the entry code", Subject::Pid(self.pid))?;
+        let args = [self.base + wire::ARENA_OFFSET, 0, 0, 0, 0, 0];
+        stopped.set_regs(&enter::calling(&last.regs, at, libc::SYS_getpid, args))?;
+        Ok(enter::run_call(stopped, &mut self.owed_stop)?.0)
     }
 
     /// Posts a batch at whose end the task no longer exists, and waits for that.

@@ -85,7 +85,10 @@ impl Guest<'_> {
 
     /// Ends the visit and gives the thread the state `last`.
     pub fn leave_as(mut self, last: &ThreadState) -> Result<Stopped> {
-        self.stopped()?.set_xstate(&last.xstate)?;
+        let stopped = self.stopped.take().ok_or(Error::Gone(self.host.pid))?;
+        let stopped = self.host.make_room_for_tiles(stopped, &self.original.xstate, last)?;
+        stopped.set_xstate(&last.xstate)?;
+        self.stopped = Some(stopped);
         self.host.others.insert(self.tid, last.regs);
         self.go_back(last)
     }

@@ -14,6 +14,7 @@ use crate::mem::vdso::{self, Fit, Vdsos};
 use crate::mem::{self, layout};
 use crate::plan::Plan;
 use crate::procfs::{self, Mapping};
+use crate::task::cpu::Processor;
 use crate::task::identity::{self, Credentials};
 use crate::task::{regs, signals, thread, timers};
 
@@ -368,17 +369,18 @@ pub fn start_timers(stub: &mut Stub, core: &pb::CoreEntry) -> Result<()> {
 }
 
 /// The registers, extended state and signal mask that a thread goes on with.
-pub fn last_state(images: &Images, core: &pb::CoreEntry, tid: u32, xstate_len: usize) -> Result<ThreadState> {
+pub fn last_state(
+    images: &Images,
+    core: &pb::CoreEntry,
+    tid: u32,
+    here: &Processor,
+    xstate_len: usize,
+) -> Result<ThreadState> {
     let info = core.thread_info.as_ref().ok_or(Error::Gone(crate::ids::Pid(tid as i32)))?;
-    let own = images.own_thread(tid);
-    let xstate =
-        own.and_then(|own| own.xstate.clone()).unwrap_or_else(|| regs::from_fp_entry(&info.fpregs, xstate_len));
-    if xstate.len() != xstate_len {
-        return Err(Error::failed(format!(
-            "thread {tid} was dumped on a processor with {} bytes of extended state, and this one has {xstate_len}; restore it on the same kind of processor",
-            xstate.len()
-        )));
-    }
+    let xstate = match images.own_thread(tid).and_then(|own| own.xstate.as_ref()) {
+        Some(xstate) => here.lay_out(images, tid, xstate, xstate_len)?,
+        None => regs::from_fp_entry(&info.fpregs, xstate_len),
+    };
     let mask =
         core.thread_core.as_ref().and_then(|thread| thread.blk_sigset).or(core.tc.as_ref().map(|task| task.blk_sigset));
     let regs = restart::in_a_new_task(&regs::from_entry(&info.gpregs));

@@ -27,6 +27,7 @@ use crate::plan::{Birth, Plan, Step, plan};
 use crate::procfs::{Stat, Status};
 use crate::sys::process::attributes::sched_getaffinity;
 use crate::sys::tty;
+use crate::task::cpu::{Mismatch, Processor};
 use crate::task::record::STOPPED;
 use crate::trace::Stopped;
 use crate::tty::restore::{IndexPolicy, Pairs};
@@ -40,6 +41,7 @@ use stubs::Stubs;
 pub struct Request {
     pub dir: PathBuf,
     pub index: IndexPolicy,
+    pub mismatch: Mismatch,
 }
 
 /// What a restore did.
@@ -89,6 +91,8 @@ pub fn restore_with(
 ) -> Result<Restored> {
     let start = Instant::now();
     refuse_taken(images)?;
+    let processor = Processor::here();
+    processor.check(images, request.mismatch)?;
     raise_descriptor_limit();
     let mut execution = Execution {
         request,
@@ -98,6 +102,7 @@ pub fn restore_with(
         opened: Opened::default(),
         shared: Made::default(),
         vdsos: Vdsos::read(images, &request.dir)?,
+        processor,
         stubs: Stubs::default(),
         inherited: inherited()?,
     };
@@ -198,6 +203,7 @@ struct Execution<'a> {
     opened: Opened,
     shared: Made,
     vdsos: Vdsos,
+    processor: Processor,
     stubs: Stubs,
     inherited: Inherited,
 }
@@ -223,7 +229,7 @@ impl Execution<'_> {
             Step::SetForeground { leader, tty, pgid } => self.set_foreground(*leader, *tty, *pgid),
             Step::Build { pid } => self.build(*pid),
             Step::CreateThread { pid, tid } => {
-                threads::create(self.stubs.get(*pid)?, self.images, *tid, &self.inherited)
+                threads::create(self.stubs.get(*pid)?, self.images, *tid, &self.inherited, &self.processor)
             }
             Step::Identify { pid } => build::identify(self.stubs.get(*pid)?, self.images, &self.inherited),
             Step::Die { pid, status } => self.die(*pid, *status),
@@ -385,7 +391,7 @@ impl Execution<'_> {
         let core = self.core(pid)?;
         build::start_timers(&mut stub, core)?;
         let xstate_len = stub.tracee.original().xstate.len();
-        let last = build::last_state(self.images, core, pid, xstate_len)?;
+        let last = build::last_state(self.images, core, pid, &self.processor, xstate_len)?;
         let stopped = stub.tracee.leave_as(&last)?;
         stopped.set_options(crate::sys::ptrace::OPTIONS)?;
         if state(self.images, pid) != STOPPED {

@@ -7,6 +7,7 @@ use crate::inject::batch::{Ask, Batch};
 use crate::inject::restart::Pending;
 use crate::inject::{Visit, nothing_left};
 use crate::sys::ptrace;
+use crate::task::cpu::Processor;
 use crate::task::thread;
 use crate::trace::Stopped;
 
@@ -24,7 +25,7 @@ const FLAGS: i32 = libc::CLONE_VM
 /// Makes a thread of a task whose memory and descriptors are in place; it stays stopped, with its own registers.
 ///
 /// The leader must not have given up the right to choose ids yet.
-pub fn create(stub: &mut Stub, images: &Images, tid: u32, inherited: &Inherited) -> Result<()> {
+pub fn create(stub: &mut Stub, images: &Images, tid: u32, inherited: &Inherited, here: &Processor) -> Result<()> {
     let number = Tid(tid as i32);
     let missing = || Error::Gone(Pid(number.0));
     let core = images.cores.get(&tid).ok_or_else(missing)?;
@@ -42,7 +43,7 @@ pub fn create(stub: &mut Stub, images: &Images, tid: u32, inherited: &Inherited)
     build::credentials(&mut batch, images, core, &own, inherited);
     thread::restore_pending(&mut batch, core, stub.pid.0 as u32, tid);
     guest.ask(batch)?.all_done("setting up the thread", Subject::Tid(number))?;
-    let last = build::last_state(images, core, tid, guest.original().xstate.len())?;
+    let last = build::last_state(images, core, tid, here, guest.original().xstate.len())?;
     stub.threads.push(guest.leave_as(&last)?);
     Ok(())
 }

@@ -4,6 +4,7 @@
 
 #![allow(unsafe_code)]
 
+pub mod cpu;
 pub mod event;
 pub mod file;
 pub mod pagemap;

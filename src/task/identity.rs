@@ -18,6 +18,11 @@ const RLIMIT_SIZE: usize = 16;
 const PERSONALITY_QUERY: u64 = 0xffff_ffff;
 const PR_GET_THP_DISABLE: i32 = 42;
 const PR_SET_THP_DISABLE: i32 = 41;
+/// arch_prctl(2), Linux 5.16: extended state that is used only after asking for it (AMX).
+const ARCH_GET_XCOMP_PERM: i32 = 0x1022;
+const ARCH_REQ_XCOMP_PERM: i32 = 0x1023;
+/// The bits that one may ask for: AMX tiles.
+const ASKED_FOR: u64 = 1 << 18;
 
 /// What was asked in a batch.
 #[derive(Debug)]
@@ -26,6 +31,7 @@ pub struct Asked {
     personality: CallId,
     dumpable: CallId,
     thp_disabled: CallId,
+    xcomp_permissions: (CallId, Buffer),
     subreaper: Buffer,
     brk: CallId,
 }
@@ -44,11 +50,14 @@ pub fn ask(batch: &mut Batch) -> Asked {
         let value = batch.output(8);
         (batch.call(libc::SYS_prctl, [option.into(), value.into()]), value)
     };
+    let permissions = batch.output(8);
+    let ask_permissions = [ARCH_GET_XCOMP_PERM.into(), permissions.into()];
     Asked {
         limits,
         personality: batch.call(libc::SYS_personality, [PERSONALITY_QUERY.into()]),
         dumpable: prctl(batch, libc::PR_GET_DUMPABLE),
         thp_disabled: prctl(batch, PR_GET_THP_DISABLE),
+        xcomp_permissions: (batch.call(libc::SYS_arch_prctl, ask_permissions), permissions),
         subreaper: prctl_into(batch, libc::PR_GET_CHILD_SUBREAPER).1,
         brk: batch.call(libc::SYS_brk, [0u64.into()]),
     }
@@ -61,6 +70,8 @@ pub struct Identity {
     pub personality: u32,
     pub dumpable: i32,
     pub thp_disabled: bool,
+    /// XCR0 bits that the process may use; none where the kernel asks for no permission.
+    pub xcomp_permissions: Option<u64>,
     pub subreaper: bool,
     pub brk: u64,
 }
@@ -78,6 +89,10 @@ impl Asked {
             personality: get(self.personality, "asking for the personality")? as u32,
             dumpable: get(self.dumpable, "asking for the dumpable flag")? as i32,
             thp_disabled: answers.result(self.thp_disabled) == Ok(1),
+            xcomp_permissions: answers
+                .result(self.xcomp_permissions.0)
+                .is_ok()
+                .then(|| answers.u64(self.xcomp_permissions.1, 0)),
             subreaper: answers.u32(self.subreaper, 0) != 0,
             brk: get(self.brk, "asking for the break")? as u64,
         })
@@ -103,6 +118,9 @@ pub fn restore_attributes(batch: &mut Batch, core: &pb::CoreEntry, own: &pb::Pty
     }
     if own.child_subreaper == Some(true) {
         batch.must(libc::SYS_prctl, [libc::PR_SET_CHILD_SUBREAPER.into(), 1u64.into()]);
+    }
+    for bit in (0..64u64).filter(|bit| own.xcomp_permissions.unwrap_or(0) & ASKED_FOR & (1 << bit) != 0) {
+        batch.must(libc::SYS_arch_prctl, [ARCH_REQ_XCOMP_PERM.into(), bit.into()]);
     }
     if own.thp_disabled == Some(true) {
         batch.must(libc::SYS_prctl, [PR_SET_THP_DISABLE.into(), 1u64.into()]);

@@ -1,5 +1,6 @@
 //! Tasks: identity, registers, signals, and the tree that they form.
 
+pub mod cpu;
 pub mod freeze;
 pub mod identity;
 pub mod record;

@@ -214,6 +214,7 @@ fn own_task(outside: &Outside, identity: &Identity, told: &Told) -> pb::Ptyagent
         exe: Some(outside.exe.as_os_str().as_bytes().to_vec()),
         exit_signal: Some(stat.exit_signal as u32),
         timer_slack_ns: Some(told.timerslack),
+        xcomp_permissions: identity.xcomp_permissions,
         coredump_filter: outside.coredump_filter,
         thp_disabled: identity.thp_disabled.then_some(true),
         vmas: outside.mappings.iter().filter_map(mem::to_own_entry).collect(),
