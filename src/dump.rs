@@ -12,10 +12,10 @@ use serde::Serialize;
 use crate::capture::{self, Captured, Tree};
 use crate::error::{Error, Refusal, Result};
 use crate::ids::Pid;
-use crate::image::{CommitReport, Images, Overwrite, Pagemap, Writer, pagemap, pb};
+use crate::image::{CommitReport, Images, Overwrite, Writer, pb};
 use crate::inject::batch::{Ask, Batch};
-use crate::mem::pages::{self, PAGE, PageMap, PageRange, Stash, Wanted};
-use crate::mem::{self, shared, status};
+use crate::mem::pages::{self, Access, PAGE, PageMap, PageRange, Stash, Wanted};
+use crate::mem::{self, inherit, shared, status};
 use crate::sys::process::pidfd_send_signal;
 use crate::task::survey::{self, SurveyMode};
 use crate::tty::drain::{self, Drained};
@@ -75,7 +75,13 @@ pub fn dump(request: &Request) -> Result<Report> {
     tracing::debug!(frozen_us = micros(frozen_at), "queues drained");
     let (tasks, terminals) = (session.images.pstree.len(), session.images.tty_info.len());
     let Tree { processes, images } = session;
-    let pages = images.pagemaps.values().flat_map(|map| &map.entries).map(pb::PagemapEntry::pages).sum();
+    let pages = images
+        .pagemaps
+        .values()
+        .flat_map(|map| &map.entries)
+        .filter(|run| run.is_stored())
+        .map(pb::PagemapEntry::pages)
+        .sum();
     let (frozen_us, commit) = match request.after {
         After::Kill => {
             let captured_us = micros(frozen_at);
@@ -135,22 +141,62 @@ struct Pending {
 
 /// Reads the pages of every process, into the stash where they fit, else straight into the image; yields what is to be written.
 fn read_pages(writer: &mut Writer, session: &mut Tree, stash: &mut Stash) -> Result<Vec<Pending>> {
+    // Everything is compared before anything is read: reading may part what is shared.
+    let memories = compare(session)?;
     let mut pending = Vec::new();
-    for process in &session.processes {
-        let id = process.pid.0 as u32;
-        let mut map = PageMap::open(process.pid)?;
-        record_guards(&mut session.images, id, &map);
-        let ranges = own_pages(process, &mut map)?;
-        match stash.read(process.pid, &ranges)? {
+    for Memory { pid, all, common, access } in memories {
+        let id = pid.0 as u32;
+        let ranges = inherit::subtract(&all, &common);
+        match stash.read(pid, &ranges, access)? {
             Some(place) => pending.push(Pending { id, place }),
             None => {
                 let file = writer.pages_file(id)?;
-                writer.set_pages(id, pages::copy(process.pid, &ranges, &file)?);
+                writer.set_pages(id, pages::copy(pid, &ranges, access, &file)?);
             }
         }
-        session.images.pagemaps.insert(id, to_pagemap(id, &ranges));
+        session.images.pagemaps.insert(id, inherit::to_pagemap(id, &ranges, &common));
     }
     Ok(pending)
+}
+
+/// Which pages a process has, which of them are its parent's too, and how they are to be read.
+struct Memory {
+    pid: Pid,
+    all: Vec<PageRange>,
+    common: Vec<PageRange>,
+    access: Access,
+}
+
+/// Finds the pages of every process, and those that children have in common with their parents.
+fn compare(session: &mut Tree) -> Result<Vec<Memory>> {
+    let mut memories: Vec<Memory> = Vec::new();
+    for process in &session.processes {
+        let (pid, id) = (process.pid, process.pid.0 as u32);
+        let mut map = PageMap::open(pid)?;
+        record_guards(&mut session.images, id, &map);
+        let all = own_pages(process, &mut map)?;
+        let mut memory = Memory { pid, all, common: Vec::new(), access: Access::Pin };
+        let parent = parent(&session.images, id);
+        let theirs = parent.and_then(|parent| memories.iter_mut().find(|memory| memory.pid.0 as u32 == parent));
+        if let Some(theirs) = theirs {
+            let candidates = inherit::candidates(&theirs.all, &memory.all, &process.mappings);
+            memory.common = inherit::common(theirs.pid, pid, &candidates)?;
+            if !memory.common.is_empty() {
+                (theirs.access, memory.access) = (Access::Leave, Access::Leave);
+                own_task(&mut session.images, id).into_iter().for_each(|own| own.pages_of = parent);
+            }
+        }
+        memories.push(memory);
+    }
+    Ok(memories)
+}
+
+fn parent(images: &Images, pid: u32) -> Option<u32> {
+    images.pstree.iter().find(|entry| entry.pid == pid).map(|entry| entry.ppid).filter(|parent| *parent != 0)
+}
+
+fn own_task(images: &mut Images, pid: u32) -> Option<&mut pb::PtyagentTask> {
+    images.own.as_mut()?.tasks.iter_mut().find(|task| task.pid == Some(pid))
 }
 
 /// Copies the memory that the tree shares, each object once.
@@ -164,7 +210,7 @@ fn read_shared(writer: &mut Writer, session: &mut Tree) -> Result<()> {
         let file = writer.pages_file(id)?;
         let (ranges, digest) = object.copy(&file)?;
         writer.set_pages(id, digest);
-        session.images.shmem_pagemaps.insert(object.id, to_pagemap(id, &ranges));
+        session.images.shmem_pagemaps.insert(object.id, inherit::to_pagemap(id, &ranges, &[]));
     }
     Ok(())
 }
@@ -215,15 +261,9 @@ fn own_pages(process: &Captured, map: &mut PageMap) -> Result<Vec<PageRange>> {
 fn record_guards(images: &mut Images, pid: u32, map: &PageMap) {
     let range =
         |range: &PageRange| pb::PtyagentRange { start: Some(range.start), end: Some(range.start + range.pages * PAGE) };
-    let tasks = images.own.iter_mut().flat_map(|own| &mut own.tasks);
-    if let Some(task) = tasks.into_iter().find(|task| task.pid == Some(pid)) {
+    if let Some(task) = own_task(images, pid) {
         task.guards = map.guards().iter().map(range).collect();
     }
-}
-
-fn to_pagemap(id: u32, ranges: &[PageRange]) -> Pagemap {
-    let run = |range: &PageRange| pb::PagemapEntry::run(range.start, range.pages, pagemap::PE_PRESENT);
-    Pagemap { head: pb::PagemapHead { pages_id: id }, entries: ranges.iter().map(run).collect() }
 }
 
 /// Fills in what the directory says about itself.

@@ -3,7 +3,9 @@
 
 mod support;
 
-use support::check;
+use std::fs;
+
+use support::{check, check_and, tree};
 
 #[test]
 fn advice_names_locks_guards_and_seals() {
@@ -13,4 +15,23 @@ fn advice_names_locks_guards_and_seals() {
 #[test]
 fn posix_timers() {
     check("attributes", "timers", 2);
+}
+
+/// Six processes that have 64 MiB in common do not take six times as much, neither in the images nor in memory.
+#[test]
+fn memory_in_common_with_the_parent() {
+    check_and("memory", "heirs", 2, |images, root| {
+        let sizes = fs::read_dir(images).unwrap().map(|file| file.unwrap().metadata().unwrap().len());
+        let stored = sizes.sum::<u64>() >> 20;
+        let share = |pid: i32| {
+            let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
+            let line = text.lines().find_map(|line| line.strip_prefix("Pss:")).unwrap();
+            line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() >> 10
+        };
+        let members = tree(root);
+        assert_eq!(members.len(), 6);
+        let used: u64 = members.into_iter().map(share).sum();
+        assert!((50..75).contains(&stored), "{stored} MiB of images");
+        assert!((50..75).contains(&used), "{used} MiB of memory");
+    });
 }

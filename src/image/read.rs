@@ -245,7 +245,9 @@ impl Directory {
         let wrong = |reason: &str| Err(Error::image(self.path.join(kind.name()), reason));
         let mut needed = 0u64;
         for entry in &map.entries {
-            if entry.is_in_parent() {
+            let of_another =
+                matches!(kind, Kind::Pagemap(pid) if images.own_task(pid).is_some_and(|own| own.pages_of.is_some()));
+            if entry.is_in_parent() && !of_another {
                 return wrong("some of its pages are in the directory of an earlier dump; dump again without a parent");
             }
             let end = entry.pages().checked_mul(PAGE_SIZE).filter(|len| entry.vaddr.checked_add(*len).is_some());

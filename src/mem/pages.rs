@@ -147,7 +147,8 @@ fn scan(file: &File, guard_regions: GuardRegions) -> std::result::Result<Scanned
     Ok(scanned)
 }
 
-fn push(out: &mut Vec<PageRange>, start: u64, pages: u64) {
+/// Appends pages, merging neighbours.
+pub(super) fn push(out: &mut Vec<PageRange>, start: u64, pages: u64) {
     match out.last_mut() {
         Some(last) if last.start + last.pages * PAGE == start => last.pages += pages,
         _ => out.push(PageRange { start, pages }),
@@ -158,12 +159,22 @@ pub fn total(ranges: &[PageRange]) -> u64 {
     ranges.iter().map(|range| range.pages * PAGE).sum()
 }
 
+/// How the memory of a process is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// process_vm_readv(2): the fastest. It pins pages, and the kernel first gives the process a copy of its own of each page that it
+    /// shares with a relative since fork(2) (FAULT_FLAG_UNSHARE, Linux 5.19).
+    Pin,
+    /// /proc/PID/mem, which leaves shared pages shared.
+    Leave,
+}
+
 /// Copies the ranges one after another to the start of `file`, and yields the digest of what was written.
 ///
 /// The work goes in blocks of 1 MiB, each read into a buffer that stays in the cache and is hashed and written from there; with much
 /// memory two threads take blocks in turn.
-pub fn copy(pid: Pid, ranges: &[PageRange], file: &File) -> Result<Digest> {
-    let job = Job { pid, ranges, offsets: offsets(ranges), size: total(ranges), file, next: AtomicU64::new(0) };
+pub fn copy(pid: Pid, ranges: &[PageRange], access: Access, file: &File) -> Result<Digest> {
+    let job = Job { pid, access, ranges, offsets: offsets(ranges), size: total(ranges), file, next: AtomicU64::new(0) };
     let mut digests = if job.size < PARALLEL_FROM {
         job.work()?
     } else {
@@ -200,7 +211,7 @@ impl Stash {
     }
 
     /// Reads the ranges if there is room for all of them; yields where they are.
-    pub fn read(&mut self, pid: Pid, ranges: &[PageRange]) -> Result<Option<Range<usize>>> {
+    pub fn read(&mut self, pid: Pid, ranges: &[PageRange], access: Access) -> Result<Option<Range<usize>>> {
         let len = usize::try_from(total(ranges)).unwrap_or(usize::MAX);
         let place = self.used..self.used.saturating_add(len);
         let Some(mut rest) = self.buffer.get_mut(place.clone()) else { return Ok(None) };
@@ -208,7 +219,7 @@ impl Stash {
             let remote: Vec<RemoteRange> = ranges.iter().map(whole).collect();
             let (now, later) = rest.split_at_mut(usize::try_from(total(ranges)).unwrap_or(0).min(rest.len()));
             rest = later;
-            read(pid, &remote, now)?;
+            read(pid, &remote, access, now)?;
         }
         self.used = place.end;
         Ok(Some(place))
@@ -229,7 +240,10 @@ impl Stash {
 /// Fills a buffer from the ranges (at most 1024, as long as the buffer together).
 ///
 /// process_vm_readv stops at a page that the task itself may not read; a tracer is given it through /proc/PID/mem all the same.
-fn read(pid: Pid, ranges: &[RemoteRange], buffer: &mut [u8]) -> Result<()> {
+fn read(pid: Pid, ranges: &[RemoteRange], access: Access, buffer: &mut [u8]) -> Result<()> {
+    if access == Access::Leave {
+        return read_through_file(pid, ranges, buffer);
+    }
     let mut memory = None;
     let mut rest: Vec<RemoteRange> = ranges.to_vec();
     let mut done = 0;
@@ -255,6 +269,17 @@ fn read(pid: Pid, ranges: &[RemoteRange], buffer: &mut [u8]) -> Result<()> {
             }
             Err(errno) => return Err(Error::of_pid("reading the memory", pid, errno)),
         }
+    }
+    Ok(())
+}
+
+fn read_through_file(pid: Pid, ranges: &[RemoteRange], buffer: &mut [u8]) -> Result<()> {
+    let file = open_mem(pid)?;
+    let mut rest = buffer;
+    for range in ranges {
+        let (now, later) = rest.split_at_mut(range.len.min(rest.len()));
+        file.read_exact_at(now, range.addr.0).during("reading the memory", Subject::Pid(pid))?;
+        rest = later;
     }
     Ok(())
 }
@@ -285,6 +310,7 @@ fn whole(range: &PageRange) -> RemoteRange {
 
 struct Job<'a> {
     pid: Pid,
+    access: Access,
     ranges: &'a [PageRange],
     /// Where each range starts in the file.
     offsets: Vec<u64>,
@@ -328,7 +354,7 @@ impl Job<'_> {
         let mut done = 0;
         while done < bytes.len() {
             let (remote, len) = self.remote(at + done as u64, bytes.len() - done);
-            read(self.pid, &remote, &mut bytes[done..done + len])?;
+            read(self.pid, &remote, self.access, &mut bytes[done..done + len])?;
             done += len;
         }
         Ok(())
@@ -382,13 +408,15 @@ mod tests {
         let start = (memory.as_ptr().addr() as u64).next_multiple_of(PAGE);
         let ranges: Vec<PageRange> =
             (0..700).filter(|n| n % 3 != 1).map(|n| PageRange { start: start + n * PAGE, pages: 1 }).collect();
-        let file = tempfile::tempfile().unwrap();
-        copy(pid, &ranges, &file).unwrap();
-        let mut page = vec![0u8; PAGE as usize];
-        for (n, range) in ranges.iter().enumerate() {
-            file.read_exact_at(&mut page, n as u64 * PAGE).unwrap();
-            let at = usize::try_from(range.start).unwrap() - memory.as_ptr().addr();
-            assert_eq!(page, memory[at..at + PAGE as usize], "page {n}");
+        for access in [Access::Pin, Access::Leave] {
+            let file = tempfile::tempfile().unwrap();
+            copy(pid, &ranges, access, &file).unwrap();
+            let mut page = vec![0u8; PAGE as usize];
+            for (n, range) in ranges.iter().enumerate() {
+                file.read_exact_at(&mut page, n as u64 * PAGE).unwrap();
+                let at = usize::try_from(range.start).unwrap() - memory.as_ptr().addr();
+                assert_eq!(page, memory[at..at + PAGE as usize], "page {n}");
+            }
         }
     }
 }

@@ -148,6 +148,19 @@ pub fn map(batch: &mut Batch, vma: &pb::VmaEntry, backing: &Backing) {
     );
 }
 
+/// Adds the call that gives a kept range the mapping's protection, writable until its pages are in place.
+pub fn open_up(batch: &mut Batch, vma: &pb::VmaEntry, range: Range<u64>) {
+    let prot = vma.prot | libc::PROT_WRITE as u32;
+    let len = range.end - range.start;
+    batch.must(libc::SYS_mprotect, [range.start.into(), len.into(), u64::from(prot).into()]);
+}
+
+/// Adds the call that drops private pages: the range reads as if it had never been written.
+pub fn drop_pages(batch: &mut Batch, range: Range<u64>) {
+    let len = range.end - range.start;
+    batch.must(libc::SYS_madvise, [range.start.into(), len.into(), libc::MADV_DONTNEED.into()]);
+}
+
 fn protect(batch: &mut Batch, vma: &pb::VmaEntry, prot: u32) {
     batch.must(libc::SYS_mprotect, [vma.start.into(), (vma.end - vma.start).into(), u64::from(prot).into()]);
 }

@@ -24,7 +24,7 @@ use crate::procfs::Mapping;
 use crate::sys::region::{Reserve, SharedMemory};
 
 use super::layout;
-use super::pages::{self, PAGE, PageRange};
+use super::pages::{self, Access, PAGE, PageRange};
 
 /// Bytes that are read and written at a time.
 const BLOCK: u64 = 1 << 20;
@@ -91,7 +91,7 @@ impl Object<'_> {
             )));
         };
         let range = PageRange { start: mapping.start.0, pages: mapping.len() / PAGE };
-        let digest = pages::copy(*pid, &[range], out)?;
+        let digest = pages::copy(*pid, &[range], Access::Pin, out)?;
         Ok((vec![PageRange { start: 0, ..range }], digest))
     }
 
@@ -170,6 +170,11 @@ impl Made {
         fill(&memory, images, dir, id)?;
         self.objects.insert(id, (place, memory));
         Ok(())
+    }
+
+    /// Where all objects are, here and in tasks that have not unmapped what they inherited.
+    pub fn ranges(&self) -> impl Iterator<Item = std::ops::Range<u64>> + '_ {
+        self.objects.values().map(|(place, memory)| *place..*place + memory.len())
     }
 
     /// Where the tasks have inherited an object.

@@ -313,7 +313,7 @@ fn stored(images: &Images, dir: &Path, pid: u32, range: Range<u64>) -> Result<Ve
     let path = dir.join(Kind::Pages(pagemap.head.pages_id).name());
     let file = File::open(&path).during("opening", Subject::Path(path.clone()))?;
     let mut at = 0;
-    for run in &pagemap.entries {
+    for run in pagemap.entries.iter().filter(|run| run.is_stored()) {
         let end = run.vaddr + run.pages() * PAGE;
         let both = run.vaddr.max(range.start)..end.min(range.end);
         if both.start < both.end {

@@ -4,6 +4,7 @@
 //! so `--dry-run` prints it anywhere.
 
 pub mod descriptors;
+pub mod memory;
 pub mod sessions;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,7 +16,7 @@ use serde::Serialize;
 use crate::error::{Error, Result};
 use crate::image::{Images, pb};
 use crate::mem::pages::PAGE;
-use crate::mem::shared;
+use crate::mem::{inherit, shared};
 use crate::task::record::{DEAD, STOPPED};
 use crate::tty::record::HUNG_UP;
 
@@ -84,6 +85,11 @@ pub enum Step {
         tty: u32,
         pgid: u32,
     },
+    /// The memory of a task with its pages; where `from` made the task, what the two have in common stays as it was born with it.
+    Map {
+        pid: u32,
+        from: Option<u32>,
+    },
     Build {
         pid: u32,
     },
@@ -144,7 +150,11 @@ impl fmt::Display for Step {
             Step::SetForeground { tty, pgid, .. } => {
                 write!(f, "make group {pgid} the foreground group of terminal {tty}")
             }
-            Step::Build { pid } => write!(f, "build process {pid}: memory, descriptors, signals"),
+            Step::Map { pid, from: None } => write!(f, "build the memory of process {pid}"),
+            Step::Map { pid, from: Some(from) } => {
+                write!(f, "build the memory of process {pid}, in part as born from {from}")
+            }
+            Step::Build { pid } => write!(f, "build process {pid}: descriptors, signals"),
             Step::CreateThread { pid, tid } => write!(f, "create thread {tid} of process {pid}"),
             Step::Identify { pid } => write!(f, "give process {pid} its credentials"),
             Step::Die { pid, status } => write!(f, "end process {pid} with status {status:#x}"),
@@ -195,6 +205,8 @@ pub fn plan(images: &Images, dir: &Path) -> Result<Plan> {
         steps.push(Step::MakeShared { id });
     }
     sessions::creation(images, &tasks, dir, &mut steps)?;
+    let heirs = memory::heirs(images, &steps);
+    memory::map_before_births(&heirs, &mut steps);
     sessions::groups(&tasks, dir, &mut steps)?;
     for ctty in images.own.iter().flat_map(|own| &own.cttys) {
         let (Some(leader), Some(tty)) = (ctty.sid, ctty.tty_info_id) else { continue };
@@ -209,6 +221,9 @@ pub fn plan(images: &Images, dir: &Path) -> Result<Plan> {
     }
     for task in tasks.in_order().filter(|task| task.state != DEAD) {
         validate_task(images, task.pid, dir)?;
+        if !steps.iter().any(|step| matches!(step, Step::Map { pid, .. } if *pid == task.pid)) {
+            steps.push(Step::Map { pid: task.pid, from: heirs.get(&task.pid).copied() });
+        }
         steps.push(Step::Build { pid: task.pid });
         steps.extend(task.threads.iter().map(|tid| Step::CreateThread { pid: task.pid, tid: *tid }));
         steps.push(Step::Identify { pid: task.pid });
@@ -287,6 +302,7 @@ fn validate_task(images: &Images, pid: u32, dir: &Path) -> Result<()> {
     let mm = images.mm.get(&pid).ok_or_else(|| missing("memory map"))?;
     images.fs.get(&pid).ok_or_else(|| missing("directories"))?;
     images.pagemaps.get(&pid).ok_or_else(|| missing("page map"))?;
+    inherit::stored(images, pid, &[]).ok_or_else(|| missing("pages that it has in common with another"))?;
     images.reg(mm.exe_file_id).ok_or_else(|| missing("executable"))?;
     let mut end = 0;
     for vma in &mm.vmas {

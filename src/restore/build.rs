@@ -1,5 +1,6 @@
 //! Building one task from inside: memory, identity, signals, descriptors; and the state that it is let go with.
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
@@ -8,6 +9,8 @@ use crate::files::{epoll, pidfd};
 use crate::image::{Images, pb};
 use crate::inject::batch::{Ask, Batch};
 use crate::inject::{ThreadState, restart};
+use crate::mem::inherit::{self, Stored};
+use crate::mem::pages::PageRange;
 use crate::mem::restore::{self as memory, Backing, Reads};
 use crate::mem::shared::{self, Made};
 use crate::mem::vdso::{self, Fit, Vdsos};
@@ -46,22 +49,53 @@ pub fn build(
     let missing = || Error::Gone(stub.pid);
     let core = images.cores.get(&pid).ok_or_else(missing)?;
     let mm = images.mm.get(&pid).ok_or_else(missing)?;
-    let plain;
-    let mm = match vdsos.fit(pid) {
-        Fit::Moved { .. } => mm,
-        Fit::Kept => {
-            plain = vdso::as_plain(mm);
-            &plain
-        }
-    };
-    let group = clear(stub, mm, vdsos)?;
-    set_layout(stub, plan, mm)?;
-    map(stub, images, plan, shared, mm)?;
-    read(stub, images, plan, mm)?;
-    lead_vdso(stub, vdsos, group)?;
+    let mm = &*recorded(vdsos, mm, pid);
+    unmap_inherited(stub, shared)?;
     finish_memory(stub, images, mm)?;
     attributes(stub, images, plan, core, inherited)?;
     descriptors(stub, images, plan, pid)
+}
+
+/// Builds the memory of a task, but for what [`build`] does last: protection, advice and locks.
+///
+/// `from` is the task that made this one and whose memory was built before: what the two have in common is kept.
+pub fn map_memory(
+    stub: &mut Stub,
+    images: &Images,
+    plan: &Plan,
+    shared: &Made,
+    vdsos: &Vdsos,
+    from: Option<u32>,
+) -> Result<()> {
+    let pid = stub.pid.0 as u32;
+    let mm = images.mm.get(&pid).ok_or(Error::Gone(stub.pid))?;
+    let mm = &*recorded(vdsos, mm, pid);
+    let kept = from.map_or_else(Vec::new, |from| inherit::kept(images, from, pid));
+    let group = clear(stub, mm, vdsos, shared, &kept)?;
+    // A task that keeps mappings of its program has the right link to it already, and could not be given another one.
+    set_layout(stub, plan, mm, if from.is_some() { Program::Inherited } else { Program::Set })?;
+    map(stub, images, plan, shared, mm, &kept)?;
+    if let Some(from) = from {
+        let dropped = inherit::dropped(images, from, pid, &kept);
+        run_all(stub, inherit::addresses(&dropped), "dropping pages of the parent", memory::drop_pages)?;
+    }
+    read(stub, images, plan, mm, &kept)?;
+    lead_vdso(stub, vdsos, group)
+}
+
+/// The recorded memory map; where this kernel's vDSO is another one, the recorded vDSO is memory like any other.
+fn recorded<'a>(vdsos: &Vdsos, mm: &'a pb::MmEntry, pid: u32) -> Cow<'a, pb::MmEntry> {
+    match vdsos.fit(pid) {
+        Fit::Moved { .. } => Cow::Borrowed(mm),
+        Fit::Kept => Cow::Owned(vdso::as_plain(mm)),
+    }
+}
+
+/// Where a task's link to its program comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Program {
+    Set,
+    Inherited,
 }
 
 fn run(stub: &mut Stub, batch: Batch, operation: &'static str) -> Result<()> {
@@ -86,8 +120,9 @@ fn run_all<T>(
     if batch.is_empty() { Ok(()) } else { run(stub, batch, operation) }
 }
 
-/// Unmaps everything but the parasite and the vDSO, and moves the vDSO to where it was or out of the way; yields where its mappings begin.
-fn clear(stub: &mut Stub, mm: &pb::MmEntry, vdsos: &Vdsos) -> Result<u64> {
+/// Unmaps everything but the parasite, the vDSO and what is kept, and moves the vDSO to where it was or out of the way; yields where its
+/// mappings begin.
+fn clear(stub: &mut Stub, mm: &pb::MmEntry, vdsos: &Vdsos, made: &Made, kept: &[PageRange]) -> Result<u64> {
     let mappings = procfs::maps::read(stub.pid)?;
     let group: Vec<Range<u64>> = mappings.iter().filter(|mapping| vdso::is_group(mapping)).map(range).collect();
     let (Some(first), Some(last)) = (group.first().cloned(), group.last().cloned()) else {
@@ -96,7 +131,7 @@ fn clear(stub: &mut Stub, mm: &pb::MmEntry, vdsos: &Vdsos) -> Result<u64> {
     let len = last.end - first.start;
     let region = stub.tracee.region();
     let mut keep = vec![region.clone(), first.start..last.end];
-    keep.extend(inherited_memory(&mappings));
+    keep.extend(made.ranges().chain(inherit::addresses(kept)));
     keep.sort_by_key(|range| range.start);
     let recorded = || mm.vmas.iter().map(|vma| vma.start..vma.end);
     let hole = || layout::hole(keep.iter().cloned().chain(recorded()), len);
@@ -137,28 +172,28 @@ fn range(mapping: &Mapping) -> Range<u64> {
     mapping.start.0..mapping.end.0
 }
 
-/// Shared memory that the restore made for its stubs to inherit.
-fn inherited_memory(mappings: &[Mapping]) -> impl Iterator<Item = Range<u64>> {
-    mappings.iter().filter(|mapping| mem::is_shared_anonymous(mapping)).map(range)
-}
-
-fn map(stub: &mut Stub, images: &Images, plan: &Plan, made: &Made, mm: &pb::MmEntry) -> Result<()> {
+fn map(stub: &mut Stub, images: &Images, plan: &Plan, made: &Made, mm: &pb::MmEntry, kept: &[PageRange]) -> Result<()> {
     let runs = runs(images, stub.pid)?;
     let pid = stub.pid.0 as u32;
     let by_file = mem::status::FILE_PRIVATE | mem::status::FILE_SHARED;
     let vmas = mm.vmas.iter().filter(|vma| memory::is_made(vma));
-    run_all(stub, vmas, "mapping memory", |batch, vma| {
+    let parts = vmas.flat_map(|vma| inherit::parts(vma, kept).into_iter().map(move |part| (vma, part)));
+    run_all(stub, parts, "mapping memory", |batch, (vma, part)| {
         let fd = if vma.status & by_file != 0 { plan.slots.files.get(&(vma.shmid as u32)) } else { None };
         let inherited = if shared::is_view(vma) { made.address(vma.shmid as u32) } else { None };
-        let content = memory::content(vma, runs);
+        let content = memory::content(&part, runs);
         let kind = memory::Kind::of(own_vma(images, pid, vma));
-        memory::map(batch, vma, &Backing { fd: fd.copied().unwrap_or(-1), inherited, content, kind });
+        memory::map(batch, &part, &Backing { fd: fd.copied().unwrap_or(-1), inherited, content, kind });
     })?;
-    // What was inherited has done its work; the objects live on in the mappings that show them.
-    let recorded = |range: &Range<u64>| mm.vmas.iter().any(|vma| vma.start < range.end && range.start < vma.end);
-    let mappings = procfs::maps::read(stub.pid)?;
-    let inherited: Vec<Range<u64>> = inherited_memory(&mappings).filter(|range| !recorded(range)).collect();
-    run_all(stub, inherited, "unmapping shared memory", memory::unmap)
+    // What was kept is as the maker had it.
+    let vmas = mm.vmas.iter().filter(|vma| memory::is_made(vma));
+    let kept = vmas.flat_map(|vma| inherit::within(vma, kept).map(move |range| (vma, range)));
+    run_all(stub, kept, "protecting memory", |batch, (vma, range)| memory::open_up(batch, vma, range))
+}
+
+/// What was inherited has done its work; the objects live on in the mappings that show them.
+fn unmap_inherited(stub: &mut Stub, made: &Made) -> Result<()> {
+    run_all(stub, made.ranges(), "unmapping shared memory", memory::unmap)
 }
 
 /// The runs of pages that an image has of a task.
@@ -166,27 +201,21 @@ fn runs(images: &Images, pid: crate::ids::Pid) -> Result<&[pb::PagemapEntry]> {
     images.pagemaps.get(&(pid.0 as u32)).map(|pagemap| pagemap.entries.as_slice()).ok_or(Error::Gone(pid))
 }
 
-/// Reads the task's own pages straight from the image.
-fn read(stub: &mut Stub, images: &Images, plan: &Plan, mm: &pb::MmEntry) -> Result<()> {
+/// Reads the task's pages straight from the image, but for what it has kept.
+fn read(stub: &mut Stub, images: &Images, plan: &Plan, mm: &pb::MmEntry, kept: &[PageRange]) -> Result<()> {
     let pid = stub.pid.0 as u32;
-    let pagemap = images.pagemaps.get(&pid).ok_or(Error::Gone(stub.pid))?;
-    let fd = plan.slots.pages.get(&pid).copied().ok_or(Error::Gone(stub.pid))?;
+    let stored = inherit::stored(images, pid, kept).ok_or(Error::Gone(stub.pid))?;
     let skip = mm.vmas.iter().filter(|vma| !memory::is_made(vma)).map(|vma| vma.start..vma.end);
     let skip: Vec<Range<u64>> = skip.collect();
-    let mut offset = 0;
-    let mut runs = Vec::new();
-    for entry in &pagemap.entries {
-        if !skip.iter().any(|range| range.contains(&entry.vaddr)) {
-            runs.push((entry.vaddr, entry.pages(), offset));
-        }
-        offset += entry.pages() * mem::pages::PAGE;
-    }
+    let wanted = |stored: &&Stored| !skip.iter().any(|range| range.contains(&stored.range.start));
+    let runs: Vec<&Stored> = stored.iter().filter(wanted).collect();
     for runs in runs.chunks(CALLS) {
         let mut batch = Batch::new();
-        let reads: Vec<Reads> = runs
-            .iter()
-            .map(|(start, pages, offset)| memory::read_pages(&mut batch, fd, *start, *pages, *offset))
-            .collect();
+        let mut reads: Vec<Reads> = Vec::new();
+        for run in runs {
+            let fd = plan.slots.pages.get(&run.pid).copied().ok_or(Error::Gone(stub.pid))?;
+            reads.push(memory::read_pages(&mut batch, fd, run.range.start, run.range.pages, run.offset));
+        }
         let answers = stub.tracee.ask(batch)?;
         for (call, expected) in reads.iter().flat_map(|reads| &reads.expected) {
             let got = answers.result(*call).during("reading the pages", Subject::Pid(stub.pid))?;
@@ -228,8 +257,8 @@ fn own_vma<'a>(images: &'a Images, pid: u32, vma: &pb::VmaEntry) -> Option<&'a p
 
 /// Sets the fields of the mm, before anything is mapped: the program link cannot be changed while the old program is mapped (EBUSY), and the task
 /// may have been one of this very program. The kernel does not ask whether there is anything at the addresses (kernel/sys.c).
-fn set_layout(stub: &mut Stub, plan: &Plan, mm: &pb::MmEntry) -> Result<()> {
-    let exe = plan.slots.files.get(&mm.exe_file_id).copied();
+fn set_layout(stub: &mut Stub, plan: &Plan, mm: &pb::MmEntry, program: Program) -> Result<()> {
+    let exe = plan.slots.files.get(&mm.exe_file_id).copied().filter(|_| program == Program::Set);
     let mut batch = Batch::new();
     memory::set_mm(&mut batch, mm, exe);
     match run(stub, batch, "setting the memory layout") {

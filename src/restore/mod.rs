@@ -227,6 +227,7 @@ impl Execution<'_> {
             Step::OpenDevTty { pid, id } => self.open_dev_tty(*pid, *id),
             Step::EndHelper { pid, maker } => self.end_helper(*pid, *maker),
             Step::SetForeground { leader, tty, pgid } => self.set_foreground(*leader, *tty, *pgid),
+            Step::Map { pid, from } => self.map(*pid, *from),
             Step::Build { pid } => self.build(*pid),
             Step::CreateThread { pid, tid } => {
                 threads::create(self.stubs.get(*pid)?, self.images, *tid, &self.inherited, &self.processor)
@@ -330,6 +331,11 @@ impl Execution<'_> {
         stub.tracee.ask(batch)?.all_done("setting the foreground group", Subject::Pid(stub.pid))
     }
 
+    fn map(&mut self, pid: u32, from: Option<u32>) -> Result<()> {
+        let stub = self.stubs.get(pid)?;
+        build::map_memory(stub, self.images, self.plan, &self.shared, &self.vdsos, from)
+    }
+
     fn build(&mut self, pid: u32) -> Result<()> {
         let stub = self.stubs.get(pid)?;
         build::build(stub, self.images, self.plan, &self.shared, &self.vdsos, &self.inherited)
@@ -417,7 +423,13 @@ impl Execution<'_> {
     fn succeed(self, start: Instant, created: Instant) -> Restored {
         let Execution { images, plan, mut pairs, stubs, .. } = self;
         stubs.succeed();
-        let pages = images.pagemaps.values().flat_map(|map| &map.entries).map(pb::PagemapEntry::pages).sum();
+        let pages = images
+            .pagemaps
+            .values()
+            .flat_map(|map| &map.entries)
+            .filter(|run| run.is_stored())
+            .map(pb::PagemapEntry::pages)
+            .sum();
         let report = Report {
             root: Pid(plan.root as i32),
             tasks: images.pstree.len(),

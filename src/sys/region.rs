@@ -92,6 +92,12 @@ impl SharedMemory {
         NonNull::new(start.cast()).map(|start| SharedMemory(SharedMapping { start, len })).ok_or(Errno::ENOMEM)
     }
 
+    /// In bytes.
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(&self) -> u64 {
+        self.0.len as u64
+    }
+
     /// Reads `len` bytes of a file from `from` on into the memory at `offset`. EFAULT where they do not fit, EIO where the file ends early.
     pub fn read_from(&self, file: BorrowedFd<'_>, from: u64, offset: u64, len: u64) -> Result<(), Errno> {
         let total = usize::try_from(len).map_err(|_| Errno::EFAULT)?;

@@ -45,7 +45,7 @@ pub fn pages(dir: &Path, images: &Images, pid: u32) -> BTreeMap<u64, Vec<u8>> {
     let file = File::open(dir.join(Kind::Pages(map.head.pages_id).name())).unwrap();
     let mut pages = BTreeMap::new();
     let mut at = 0;
-    for entry in &map.entries {
+    for entry in map.entries.iter().filter(|entry| entry.is_stored()) {
         for page in 0..entry.pages() {
             let mut bytes = vec![0; PAGE as usize];
             file.read_exact_at(&mut bytes, at).unwrap();

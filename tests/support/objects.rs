@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -15,11 +15,26 @@ const LIMIT: Duration = Duration::from_secs(60);
 
 /// Lets a victim of `tests/victims/check.h` prepare a kind of state, takes it through `rounds` round trips, and lets it check.
 pub fn check(program: &'static str, name: &'static str, rounds: usize) {
-    check_images(program, name, rounds, |_| ());
+    check_and(program, name, rounds, |_, _| ());
 }
 
 /// As [`check`]; the directories of images, in order, are shown to `look`.
 pub fn check_images(program: &'static str, name: &'static str, rounds: usize, look: fn(&[PathBuf])) {
+    check_with(program, name, rounds, |_, _| (), look);
+}
+
+/// As [`check`]; `look` is shown the images and the root of each restored tree.
+pub fn check_and(program: &'static str, name: &'static str, rounds: usize, look: fn(&Path, i32)) {
+    check_with(program, name, rounds, look, |_| ());
+}
+
+fn check_with(
+    program: &'static str,
+    name: &'static str,
+    rounds: usize,
+    look: fn(&Path, i32),
+    look_at_all: fn(&[PathBuf]),
+) {
     with_timeout(LIMIT, move || {
         let _serial = serial();
         let _subreaper = subreaper();
@@ -39,10 +54,11 @@ pub fn check_images(program: &'static str, name: &'static str, rounds: usize, lo
             assert_eq!(read("result"), "");
             restore(&images);
             asleep(pid);
+            look(&images, pid);
             assert_same_lines(&comparable(&before), &comparable(&shown(pid)), name);
             all.push(images);
         }
-        look(&all);
+        look_at_all(&all);
         File::options().read(true).write(true).open(dir.join("go")).unwrap().write_all(b"g").unwrap();
         until("verdict", PATIENCE, || read("result").ends_with("done\n").then_some(()), || read("result"));
         assert_eq!(read("result"), "done\n");

@@ -140,10 +140,88 @@ static void advice(void)
 		expect(munmap(sealed, size) == -1 && errno == EPERM);
 }
 
+#define HEIRS 4
+/* Words of 0 and of a paint, by turns, at the start of each page. */
+static void expect_pages(const char *what, const char *at, size_t pages, const uint64_t *seeds)
+{
+	for (size_t n = 0; n < pages; n++) {
+		uint64_t expected = seeds[n] ? seeds[n] * 0x9e3779b97f4a7c15ull : 0;
+		if (*(const uint64_t *)(at + n * PAGE) != expected) {
+			wrong("%s: page %zu of %zu changed", what, n, pages);
+			return;
+		}
+	}
+}
+
+/* Children of a process with much memory, each of which has most of it in common with the parent: written, dropped and protected pages,
+ * a part that the parent has unmapped since, and a grandchild. */
+static void heirs(void)
+{
+	size_t pages = 16384, size = pages * PAGE;
+	char *common = map(size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	uint64_t *seeds = calloc(pages, sizeof *seeds);
+	for (size_t n = 0; n < pages; n++)
+		if (n % 7) {
+			seeds[n] = n + 1;
+			paint(common + n * PAGE, PAGE, seeds[n]);
+		}
+	mprotect(common + 64 * PAGE, 64 * PAGE, PROT_READ);
+	int ready[2], hold[2], status;
+	char byte = 0;
+	if (pipe(ready) || pipe(hold))
+		die("pipe");
+	pid_t children[HEIRS];
+	for (int child = 0; child < HEIRS; child++) {
+		children[child] = fork();
+		if (children[child])
+			continue;
+		for (size_t n = 200 + child; n < 300; n += 3)
+			paint(common + n * PAGE, PAGE, seeds[n] = 1000000 * (child + 1) + n);
+		madvise(common + 1000 * PAGE, 50 * PAGE, MADV_DONTNEED);
+		memset(seeds + 1000, 0, 50 * sizeof *seeds);
+		if (child == 1)
+			mprotect(common + 2000 * PAGE, 10 * PAGE, PROT_NONE);
+		pid_t below = child == 2 ? fork() : -1;
+		if (!below)
+			paint(common + 5000 * PAGE, PAGE, seeds[5000] = 77);
+		if (write(ready[1], "x", 1) != 1 || read(hold[0], &byte, 1) != 1)
+			_exit(1);
+		if (child == 1) {
+			same(shown(common, size, "---p"), 10 * PAGE);
+			mprotect(common + 2000 * PAGE, 10 * PAGE, PROT_READ);
+		}
+		same(shown(common, size, "r--p"), child == 1 ? 74 * PAGE : 64 * PAGE);
+		expect_pages(below ? "child" : "grandchild", common, pages, seeds);
+		common[300 * PAGE]++;
+		if (below > 0)
+			waitpid(below, &status, 0);
+		_exit(0);
+	}
+	/* What the parent does now the children have not done. */
+	for (int n = 0; n < HEIRS + 1; n++)
+		if (read(ready[0], &byte, 1) != 1)
+			die("ready");
+	munmap(common + 8000 * PAGE, 16 * PAGE);
+	for (size_t n = 6000; n < 6100; n++)
+		paint(common + n * PAGE, PAGE, seeds[n] = 5 * n);
+	pause_here();
+	expect_pages("parent", common, 8000, seeds);
+	expect_pages("parent", common + 8016 * PAGE, pages - 8016, seeds + 8016);
+	same(shown(common, size, "r--p"), 64 * PAGE);
+	for (int n = 0; n < HEIRS + 1; n++)
+		same(write(hold[1], "x", 1), 1);
+	for (int n = 0; n < HEIRS; n++) {
+		same(waitpid(children[n], &status, 0), children[n]);
+		same(status, 0);
+	}
+	expect_pages("parent", common, 8000, seeds);
+}
+
 int main(int argc, char **argv)
 {
 	static const struct check checks[] = {
 		{ "advice", advice },
+		{ "heirs", heirs },
 	};
 	return run_check(argc, argv, checks, sizeof checks / sizeof *checks);
 }
