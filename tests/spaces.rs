@@ -248,7 +248,7 @@ fn a_session_in_a_namespace_continues_in_this_terminal() {
         terminal.wait_for_text("job ");
         terminal.type_keys("exit 7\r");
         assert_eq!(terminal.wait_for_exit(PATIENCE).code(), Some(7));
-        let job = until("job", PATIENCE, || sleeping_orphan(), String::new);
+        let job = until("job", PATIENCE, sleeping_orphan, String::new);
         nix::sys::signal::kill(Pid::from_raw(parent(job)), nix::sys::signal::Signal::SIGKILL).unwrap();
     });
 }
