@@ -12,6 +12,8 @@ use crate::files::dump::{FileIds, Table};
 use crate::files::kind::{Descriptor, FileKind};
 use crate::files::ofd::{self, OfdTable};
 use crate::files::pipe;
+use crate::files::socket::flight::Flight;
+use crate::files::socket::{Connections, Sockets};
 use crate::ids::{Pid, Tid};
 use crate::image::Images;
 use crate::inject::batch::{Answers, Ask, Batch};
@@ -46,11 +48,11 @@ pub struct Captured {
 ///
 /// Where the parasite of a controller that died is still in a process, it is waited for. A tree at work changes between two looks at it: what
 /// the looks disagree on (a process that has ended, a parent in vfork) is looked at again, and a refusal counts when it is found twice.
-pub fn take(root: Pid, mode: SurveyMode, mut frozen_at: impl FnMut()) -> Result<Tree> {
+pub fn take(root: Pid, mode: SurveyMode, connections: Connections, mut frozen_at: impl FnMut()) -> Result<Tree> {
     let start = Instant::now();
     let mut refused = None;
     loop {
-        let error = match take_once(root, mode, &mut frozen_at) {
+        let error = match take_once(root, mode, connections, &mut frozen_at) {
             Err(error) => error,
             done => return done,
         };
@@ -77,7 +79,7 @@ const LEAVING: Duration = Duration::from_secs(10);
 /// How long a tree may go on changing under the looks at it.
 const MOVING: Duration = Duration::from_secs(3);
 
-fn take_once(root: Pid, mode: SurveyMode, frozen_at: &mut impl FnMut()) -> Result<Tree> {
+fn take_once(root: Pid, mode: SurveyMode, connections: Connections, frozen_at: &mut impl FnMut()) -> Result<Tree> {
     let before = survey(root, mode)?;
     frozen_at();
     let frozen = freeze(root)?;
@@ -90,7 +92,7 @@ fn take_once(root: Pid, mode: SurveyMode, frozen_at: &mut impl FnMut()) -> Resul
         refuse_threads(&now.fresh)?;
         refuse_outsiders(&now.fresh)?;
     }
-    capture(frozen, &now.fresh, mode)
+    capture(frozen, &now.fresh, mode, connections)
 }
 
 /// A captured tree: its processes, parents first, and what is known of it.
@@ -112,12 +114,15 @@ struct Known {
 }
 
 /// Captures a frozen tree, of which `survey` was read since the freeze. On an error every process is released and runs on.
-pub fn capture(frozen: Frozen, survey: &Survey, mode: SurveyMode) -> Result<Tree> {
+pub fn capture(frozen: Frozen, survey: &Survey, mode: SurveyMode, connections: Connections) -> Result<Tree> {
     let zombies = frozen.zombies.clone();
     let look = |process| look(process, survey);
     let known = frozen.processes.into_iter().map(look).collect::<Result<Vec<Known>>>()?;
-    let tables: Vec<Table<'_>> = known.iter().map(Known::table).collect();
-    let ofds = ofd::group(known.iter().flat_map(|known| known.descriptors.iter().map(|one| (known.pid, one))))?;
+    let mut tables: Vec<Table<'_>> = known.iter().map(Known::table).collect();
+    let flight = Flight::find(&tables, mode)?;
+    tables.push(flight.table());
+    let ofds = ofd::group(tables.iter().flat_map(|table| table.descriptors.iter().map(|one| (table.pid, one))))?;
+    let sockets = Sockets::find(&tables, &ofds, mode, connections)?;
     let stats: Vec<&Stat> = known.iter().map(|known| &known.outside.stat).collect();
     let terminals = Terminals::find(&tables, &ofds, &stats)?;
     if mode == SurveyMode::Dump {
@@ -127,8 +132,10 @@ pub fn capture(frozen: Frozen, survey: &Survey, mode: SurveyMode) -> Result<Tree
     let mut images = Images::default();
     let mut ids = FileIds::after(&ofds);
     let tree = known.iter().map(|known| known.pid).chain(zombies.iter().copied()).collect();
-    record_files(&mut images, &tables, &ofds, &tree, &terminals)?;
+    record_files(&mut images, &tables, &ofds, &tree, &terminals, &sockets)?;
+    flight.record(&mut images, &sockets, &ofds)?;
     drop(tables);
+    drop(flight);
     tracing::debug!("files recorded");
     let processes = infect_and_ask(known, &mut images, &mut ids, &terminals, mode)?;
     for pid in zombies {
@@ -205,10 +212,11 @@ fn record_files(
     ofds: &OfdTable,
     tree: &BTreeSet<Pid>,
     terminals: &Terminals,
+    sockets: &Sockets,
 ) -> Result<()> {
     let tty_ids: BTreeMap<_, _> =
         terminals.of_ofd.iter().map(|(ofd, (index, peer))| (*ofd, tty_records::info_id(*index, *peer))).collect();
-    file_records::record(images, tables, ofds, tree, &tty_ids)
+    file_records::record(images, tables, ofds, tree, &tty_ids, sockets)
 }
 
 /// A process with the parasite in it, and what its leader answered on the way in.

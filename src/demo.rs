@@ -19,11 +19,11 @@ use vt100::Screen;
 
 use crate::dump::{self, After};
 use crate::error::{Error, Result};
+use crate::files::socket::Connections;
 use crate::ids::Pid;
 use crate::image::{Images, Overwrite};
 use crate::procfs::{Stat, Status};
 use crate::restore;
-use crate::restore::space::Space;
 use crate::show;
 use crate::task::cpu::Mismatch;
 use crate::tty::restore::IndexPolicy;
@@ -143,7 +143,8 @@ fn row(screen: &Screen, number: usize) -> String {
 
 fn save(session: &Session) -> Result<dump::Report> {
     let (root, dir) = (session.root(), session.images());
-    dump::dump(&dump::Request { root, dir, after: After::Kill, overwrite: Overwrite::Refuse })
+    let connections = Connections::default();
+    dump::dump(&dump::Request { root, dir, after: After::Kill, overwrite: Overwrite::Refuse, connections })
 }
 
 /// The processes of the images, which must all be gone: each with its parent, session and group.
@@ -194,12 +195,7 @@ fn abridged(tree: &str) -> String {
 
 /// Restores; waits a while for numbers that others took. Yields the microseconds of the restore that succeeded.
 fn bring_back(session: &mut Session, images: &Images, out: &mut Out<'_>) -> Result<u64> {
-    let request = restore::Request {
-        dir: session.images(),
-        index: IndexPolicy::Exact,
-        mismatch: Mismatch::Refuse,
-        space: Space::CALLERS,
-    };
+    let request = restore::Request { dir: session.images(), index: IndexPolicy::Exact, mismatch: Mismatch::Refuse };
     let plan = crate::plan::plan(images, &request.dir)?;
     let start = Instant::now();
     let mut told = false;

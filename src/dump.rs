@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use crate::capture::{self, Captured, Tree};
 use crate::error::{Error, Refusal, Result};
+use crate::files::socket::Connections;
 use crate::ids::Pid;
 use crate::image::{CommitReport, Images, Overwrite, Writer, pb};
 use crate::inject::batch::{Ask, Batch};
@@ -35,6 +36,8 @@ pub struct Request {
     pub dir: PathBuf,
     pub after: After,
     pub overwrite: Overwrite,
+    /// What becomes of connections that lead out of the tree.
+    pub connections: Connections,
 }
 
 /// What a dump did.
@@ -63,7 +66,8 @@ pub fn dump(request: &Request) -> Result<Report> {
     let mut writer = Writer::create(&request.dir, request.overwrite)?;
     let mut stash = Stash::new(expected_size(request.root));
     let mut frozen_at = start;
-    let mut session = capture::take(request.root, SurveyMode::Dump, || frozen_at = Instant::now())?;
+    let mut session =
+        capture::take(request.root, SurveyMode::Dump, request.connections, || frozen_at = Instant::now())?;
     tracing::debug!(frozen_us = micros(frozen_at), "captured");
     drain::refuse_disciplines(&session.images)?;
     let pending = read_pages(&mut writer, &mut session, &mut stash)?;
@@ -104,8 +108,17 @@ pub fn dump(request: &Request) -> Result<Report> {
         pages,
         bytes: commit.bytes,
         controller_peak_kib: peak_memory_kib(),
-        losses: drain::losses(&images),
+        losses: losses(&images),
     })
+}
+
+/// What the images do not hold, one sentence each.
+fn losses(images: &Images) -> Vec<String> {
+    let noted = |loss: &pb::PtyagentLoss| match (loss.pid, loss.fd) {
+        (Some(pid), Some(fd)) => format!("process {pid}, descriptor {fd}: {}", loss.text()),
+        _ => loss.text().to_owned(),
+    };
+    images.own.iter().flat_map(|own| &own.losses).map(noted).chain(drain::losses(images)).collect()
 }
 
 /// Refuses what a restore would find no plan for, while nothing is lost yet.

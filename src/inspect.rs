@@ -2,6 +2,7 @@
 
 use crate::capture;
 use crate::error::Result;
+use crate::files::socket::Connections;
 use crate::ids::Pid;
 use crate::image::Images;
 use crate::task::survey::SurveyMode;
@@ -10,7 +11,7 @@ use crate::task::survey::SurveyMode;
 ///
 /// What a dump would refuse is reported like everything else; only what cannot be entered at all is an error.
 pub fn inspect(root: Pid) -> Result<Images> {
-    let tree = capture::take(root, SurveyMode::Inspect, || ())?;
+    let tree = capture::take(root, SurveyMode::Inspect, Connections::default(), || ())?;
     let images = tree.images.clone();
     tree.release()?;
     Ok(images)

@@ -51,7 +51,13 @@ fn disturb(victim: &Victim, dumps: Dump) {
     let place = TempDir::new();
     for turn in 0..DUMPS {
         let dir = place.join(&format!("images-{turn}"));
-        let request = Request { root: pid, dir, after: After::LeaveRunning, overwrite: Overwrite::Refuse };
+        let request = Request {
+            root: pid,
+            dir,
+            after: After::LeaveRunning,
+            overwrite: Overwrite::Refuse,
+            connections: Default::default(),
+        };
         match (dump::dump(&request), dumps) {
             (Ok(_), Dump::Succeeds | Dump::Either) | (Err(Error::Refused(_)), Dump::Refused | Dump::Either) => {}
             (other, _) => panic!("dump {turn}: {other:?}"),

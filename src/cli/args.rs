@@ -32,7 +32,6 @@ and this command waits for it; SIGINT and SIGTERM then end this command and not 
 Examples:
   ptyagent restore -D work
   ptyagent restore -D work --detach --pidfile work.pid
-  ptyagent restore -D work --pidns --pts-index private    while its ids and terminals are taken
   ptyagent restore -D work --dry-run";
 
 const INSPECT_EXAMPLES: &str = "\
@@ -53,11 +52,7 @@ Examples:
 
 const ATTACH_EXAMPLES: &str = "\
 Examples:
-  ptyagent attach            the only session, or a list of several
-  ptyagent attach 4711
-
-The exit status is that of the session, or 0 after Ctrl-\\ d. Sessions are found in $PTYAGENT_RUNTIME_DIR, else in /run/ptyagent for root, else in \
-$XDG_RUNTIME_DIR/ptyagent.";
+  ptyagent attach";
 
 const DEMO_EXAMPLES: &str = "\
 Examples:
@@ -109,10 +104,7 @@ pub enum Command {
     /// Say what this kernel and these privileges allow
     #[command(after_help = CHECK_EXAMPLES)]
     Check(CheckArgs),
-    /// Take over the terminal of a session restored with --detach
-    ///
-    /// What the session wrote last is shown, and its program draws its screen again. Ctrl-\ and then d leaves the session running and comes
-    /// back here (Ctrl-\ twice types one Ctrl-\). One terminal at a time.
+    /// Take over the terminal of a session restored with --detach (not supported yet)
     #[command(after_help = ATTACH_EXAMPLES)]
     Attach(AttachArgs),
     /// Save, end and restore a real shell, and check it
@@ -155,6 +147,12 @@ pub struct DumpArgs {
     /// Leave the session stopped, as by SIGSTOP
     #[arg(long)]
     pub leave_stopped: bool,
+    /// Let go of Unix sockets whose peer is outside the session: they come back closed
+    #[arg(long)]
+    pub ext_unix: bool,
+    /// Let go of TCP connections: they come back closed
+    #[arg(long)]
+    pub tcp_close: bool,
     /// Replace images that are in the directory already
     #[arg(long, visible_alias = "overwrite")]
     pub force: bool,
@@ -168,7 +166,7 @@ pub struct RestoreArgs {
     /// Directory of the images
     #[arg(short = 'D', value_name = "DIR", default_value = ".")]
     pub dir: PathBuf,
-    /// Return as soon as the session runs; attach gets its terminal
+    /// Return as soon as the session runs
     #[arg(long)]
     pub detach: bool,
     /// Write the id of the session's first process to this file
@@ -177,7 +175,7 @@ pub struct RestoreArgs {
     /// Which number in /dev/pts each terminal gets
     #[arg(long, value_name = "WHICH", value_enum, default_value_t = PtsIndex::Exact)]
     pub pts_index: PtsIndex,
-    /// Restore into a pid namespace of its own, where all process ids are free (needs CAP_SYS_ADMIN)
+    /// Restore into a new pid namespace (not supported yet)
     #[arg(long)]
     pub pidns: bool,
     /// Restore although this processor lacks instruction sets that the session's had; programs that use them crash
@@ -197,7 +195,7 @@ pub enum PtsIndex {
     Exact,
     /// The old one where it is free, else another
     Any,
-    /// The old one, in a devpts of its own, in a mount namespace (needs CAP_SYS_ADMIN)
+    /// The old one, in a devpts of its own (not supported yet)
     Private,
 }
 
@@ -232,7 +230,6 @@ pub struct CheckArgs {
 
 #[derive(Debug, Args)]
 pub struct AttachArgs {
-    /// The session: the process id of its root, as restore --detach told; not needed where there is only one
-    #[arg(value_parser = clap::value_parser!(i32).range(1..))]
-    pub id: Option<i32>,
+    /// The session: its process id
+    pub id: Option<String>,
 }

@@ -11,6 +11,7 @@ use std::path::Path;
 use crate::error::{Context, Error, Refusal, Result, Subject};
 use crate::files::kind::{Descriptor, FileKind};
 use crate::files::ofd::{OfdId, OfdTable};
+use crate::files::socket::{self, Sockets};
 use crate::files::{epoll, eventfd, owner, pidfd, pipe, regular, signalfd, timerfd};
 use crate::ids::{Pid, RemoteFd};
 use crate::image::{Images, pb};
@@ -23,6 +24,13 @@ pub struct Table<'a> {
     pub comm: &'a str,
     pub pidfd: BorrowedFd<'a>,
     pub descriptors: &'a [Descriptor],
+}
+
+impl Table<'_> {
+    /// Whether it holds what waits in messages, which no process has open under a number yet.
+    pub fn is_in_flight(&self) -> bool {
+        self.pid.0 as u32 == std::process::id()
+    }
 }
 
 /// Gives out ids of file entries: descriptions first, then what only a path names (a mapping, an executable, a directory).
@@ -111,6 +119,7 @@ pub struct Recorder<'a> {
     /// The terminal peer that a description leads to.
     pub tty_ids: &'a BTreeMap<OfdId, u32>,
     pub pipes: pipe::PipeIds,
+    pub sockets: &'a Sockets,
 }
 
 /// Records the descriptor tables and every open file description of a tree once.
@@ -122,8 +131,9 @@ pub fn record(
     ofds: &OfdTable,
     tree: &BTreeSet<Pid>,
     tty_ids: &BTreeMap<OfdId, u32>,
+    sockets: &Sockets,
 ) -> Result<()> {
-    let mut recorder = Recorder { images, tables, ofds, tree, tty_ids, pipes: pipe::PipeIds::default() };
+    let mut recorder = Recorder { images, tables, ofds, tree, tty_ids, pipes: pipe::PipeIds::default(), sockets };
     let mut seen = BTreeSet::new();
     for table in tables {
         let mut entries = Vec::new();
@@ -139,6 +149,9 @@ pub fn record(
             if seen.insert(id) {
                 recorder.describe(table, descriptor, id)?;
             }
+        }
+        if table.is_in_flight() {
+            continue;
         }
         let files_id = recorder.images.ids.get(&(table.pid.0 as u32)).map_or(table.pid.0 as u32, |ids| ids.files_id);
         recorder.images.fdinfo.insert(files_id, entries);
@@ -160,6 +173,7 @@ fn type_of(descriptor: &Descriptor) -> pb::FdTypes {
         FileKind::Signalfd => pb::FdTypes::Signalfd,
         FileKind::Timerfd => pb::FdTypes::Timerfd,
         FileKind::Pidfd => pb::FdTypes::Pidfd,
+        FileKind::Socket { ref protocol } => socket::type_of(protocol.as_deref()),
         _ if descriptor.kind.is_tty() => pb::FdTypes::Tty,
         _ => pb::FdTypes::Reg,
     }
@@ -198,6 +212,7 @@ impl Recorder<'_> {
             FileKind::Signalfd => signalfd::record(description),
             FileKind::Timerfd => timerfd::record(description, own),
             FileKind::Pidfd => pidfd::record(self, description),
+            FileKind::Socket { .. } => self.sockets.record(self.images, description),
             _ => Ok(regular::record(description)),
         }
     }

@@ -11,6 +11,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use crate::error::{Error, Refusal, Result};
+use crate::files::socket::is_carried;
 use crate::ids::{Pid, PtyIndex, RemoteFd};
 use crate::procfs::{self, Device, FdInfo, fdinfo};
 use crate::sys::process::attributes::getxattr;
@@ -105,7 +106,10 @@ impl FileKind {
             Memfd | SecretMem => {
                 Some("memory files are not carried yet: end the program that uses it, then dump again")
             }
-            Socket { .. } => Some("sockets are not carried yet: end the program that holds it, then dump again"),
+            Socket { protocol } if is_carried(protocol.as_deref()) => None,
+            Socket { .. } => {
+                Some("sockets of this family are not carried: end the program that holds it, then dump again")
+            }
             Inotify => Some("this kind is not carried yet: end the program that uses it, then dump again"),
             _ => Some("end the program that uses it, then dump again"),
         }

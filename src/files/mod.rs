@@ -14,4 +14,5 @@ pub mod pipe;
 pub mod regular;
 pub mod restore;
 pub mod signalfd;
+pub mod socket;
 pub mod timerfd;

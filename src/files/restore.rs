@@ -8,6 +8,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use crate::error::{Context, Error, Result, Subject};
 use crate::files::pipe::Pipes;
+use crate::files::socket::make::Making;
 use crate::files::{epoll, eventfd, regular, signalfd, timerfd};
 use crate::image::{Images, pb};
 use crate::sys::file::duplicate_to;
@@ -24,6 +25,7 @@ pub fn set_status_flags(fd: BorrowedFd<'_>, flags: u32) -> Result<()> {
 pub struct Opened {
     slots: BTreeMap<i32, OwnedFd>,
     pub pipes: Pipes,
+    pub sockets: Making,
 }
 
 impl Opened {

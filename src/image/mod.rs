@@ -174,6 +174,11 @@ impl Images {
         self.own.iter().flat_map(|own| &own.threads).find(|thread| thread.tid == Some(tid))
     }
 
+    /// Our own record of a socket, by its file id.
+    pub fn own_socket(&self, id: u32) -> Option<&pb::PtyagentSocket> {
+        self.own.iter().flat_map(|own| &own.sockets).find(|socket| socket.id == Some(id))
+    }
+
     /// Our own record of an open file description.
     pub fn own_ofd(&self, id: u32) -> Option<&pb::PtyagentOfd> {
         self.own.iter().flat_map(|own| &own.ofds).find(|ofd| ofd.id == Some(id))

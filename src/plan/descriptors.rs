@@ -12,6 +12,7 @@ use crate::error::Result;
 use crate::image::{Images, pb};
 use crate::tty::record::HUNG_UP;
 
+use super::sockets::is_socket;
 use super::{Step, inconsistent};
 
 /// Lowest number for the files of the session: below it the restore has what it needs itself.
@@ -58,8 +59,9 @@ pub(super) fn open_steps(images: &Images, steps: &mut Vec<Step>) {
     steps.extend(pipes.into_iter().map(|pipe| Step::OpenPipe { pipe }));
     let early = |file: &&pb::FileEntry| file.tty.as_ref().is_some_and(|tty| tty.tty_info_id / 2 >= HUNG_UP);
     // A pidfd is opened in the task, when the process is there.
-    let inside = |file: &&pb::FileEntry| is_dev_tty(images, file) || file.pidfd.is_some();
-    for file in images.files.iter().filter(|file| !inside(file) && !early(file)) {
+    // Sockets have steps of their own.
+    let elsewhere = |file: &&pb::FileEntry| is_dev_tty(images, file) || file.pidfd.is_some() || is_socket(file);
+    for file in images.files.iter().filter(|file| !elsewhere(file) && !early(file)) {
         steps.push(Step::OpenFile { id: file.id });
     }
 }

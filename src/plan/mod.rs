@@ -6,6 +6,7 @@
 pub mod descriptors;
 pub mod memory;
 pub mod sessions;
+pub mod sockets;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -21,6 +22,7 @@ use crate::task::record::{DEAD, STOPPED};
 use crate::tty::record::HUNG_UP;
 
 pub use descriptors::Slots;
+use sockets::SocketStep;
 
 /// How a task gets its parent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -51,6 +53,7 @@ pub enum Step {
     OpenFile {
         id: u32,
     },
+    Socket(SocketStep),
     Create {
         pid: u32,
         birth: Birth,
@@ -138,6 +141,7 @@ impl fmt::Display for Step {
             Step::MakeShared { id } => write!(f, "make shared memory {id}"),
             Step::OpenPipe { pipe } => write!(f, "open pipe {pipe}"),
             Step::OpenFile { id } => write!(f, "open file {id}"),
+            Step::Socket(step) => step.fmt(f),
             Step::Create { pid, birth: Birth::Root } => write!(f, "create process {pid}"),
             Step::Create { pid, birth: Birth::Child { maker } } => write!(f, "create process {pid} in {maker}"),
             Step::Create { pid, birth: Birth::Sibling { maker } } => write!(f, "create process {pid} beside {maker}"),
@@ -200,7 +204,9 @@ pub fn plan(images: &Images, dir: &Path) -> Result<Plan> {
     for index in living(images) {
         steps.push(Step::OpenTerminal { index });
     }
+    sockets::open_steps(images, dir, &mut steps)?;
     descriptors::open_steps(images, &mut steps);
+    sockets::join_steps(images, dir, &mut steps)?;
     for id in shared_objects(images, dir)? {
         steps.push(Step::MakeShared { id });
     }

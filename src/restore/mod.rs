@@ -4,21 +4,20 @@
 //! images are untouched.
 
 mod build;
-pub mod space;
 mod stop;
 mod stubs;
 mod threads;
-pub mod worker;
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use crate::error::{Context, Error, Result, Subject};
 use crate::files::restore::Opened;
+use crate::files::socket::make::{self, Records};
 use crate::files::{epoll, owner};
 use crate::ids::{Pid, PtyIndex, Tid};
 use crate::image::{Images, Kind, pb};
@@ -35,7 +34,6 @@ use crate::trace::Stopped;
 use crate::tty::restore::{IndexPolicy, Pairs};
 
 use build::Inherited;
-use space::Space;
 use stop::{await_stop, stop_action};
 use stubs::Stubs;
 
@@ -45,16 +43,12 @@ pub struct Request {
     pub dir: PathBuf,
     pub index: IndexPolicy,
     pub mismatch: Mismatch,
-    pub space: Space,
 }
 
 /// What a restore did.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize)]
 pub struct Report {
     pub root: Pid,
-    /// The root's number where the restore was called, if the session has a pid namespace of its own.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub host_root: Option<Pid>,
     pub tasks: usize,
     pub terminals: usize,
     /// Microseconds from the creation of the first task until the last one runs.
@@ -67,6 +61,8 @@ pub struct Report {
     pub controller_peak_kib: Option<u64>,
     /// Pseudoterminals that have another index now: recorded and present.
     pub moved: Vec<(u32, u32)>,
+    /// What could not be made as it was, one sentence each.
+    pub notes: Vec<String>,
 }
 
 /// A restored session that runs.
@@ -89,7 +85,7 @@ pub fn restore(request: &Request, images: &Images, plan: &Plan) -> Result<Restor
     restore_with(request, images, plan, &mut |_, _| ())
 }
 
-/// As [`restore`]; this process enters the mount namespace of the session if that gets one. `progress` is told each step before it is done, and how many came before it.
+/// As [`restore`]; `progress` is told each step before it is done, and how many came before it.
 pub fn restore_with(
     request: &Request,
     images: &Images,
@@ -97,7 +93,6 @@ pub fn restore_with(
     progress: &mut dyn FnMut(usize, &Step),
 ) -> Result<Restored> {
     let start = Instant::now();
-    request.space.enter()?;
     refuse_taken(images)?;
     let processor = Processor::here();
     processor.check(images, request.mismatch)?;
@@ -108,6 +103,7 @@ pub fn restore_with(
         plan,
         pairs: Pairs::default(),
         opened: Opened::default(),
+        notes: Vec::new(),
         shared: Made::default(),
         vdsos: Vdsos::read(images, &request.dir)?,
         processor,
@@ -209,6 +205,7 @@ struct Execution<'a> {
     plan: &'a Plan,
     pairs: Pairs,
     opened: Opened,
+    notes: Vec<String>,
     shared: Made,
     vdsos: Vdsos,
     processor: Processor,
@@ -223,6 +220,10 @@ impl Execution<'_> {
             Step::MakeShared { id } => self.shared.make(self.images, &self.request.dir, *id),
             Step::OpenPipe { pipe } => self.opened.pipes.make(self.images, *pipe),
             Step::OpenFile { id } => self.open_file(*id),
+            Step::Socket(step) => {
+                let records = Records { images: self.images, slots: &self.plan.slots.files };
+                make::run(&mut self.opened, records, step)
+            }
             Step::Create { pid, birth } => self.create(*pid, *birth),
             Step::CreateHelper { pid, maker } => {
                 self.stubs.create(self.images, *pid, Birth::Child { maker: *maker }, libc::SIGCHLD)
@@ -382,6 +383,8 @@ impl Execution<'_> {
                 owner::restore(fd, own)?;
             }
         }
+        make::publish(&mut self.opened, self.images)?;
+        self.notes.append(&mut self.opened.sockets.notes);
         self.opened = Opened::default();
         self.pairs.let_go(self.plan.outside);
         Ok(())
@@ -429,7 +432,7 @@ impl Execution<'_> {
     }
 
     fn succeed(self, start: Instant, created: Instant) -> Restored {
-        let Execution { images, plan, mut pairs, stubs, .. } = self;
+        let Execution { images, plan, mut pairs, stubs, notes, .. } = self;
         stubs.succeed();
         let pages = images
             .pagemaps
@@ -440,7 +443,6 @@ impl Execution<'_> {
             .sum();
         let report = Report {
             root: Pid(plan.root as i32),
-            host_root: None,
             tasks: images.pstree.len(),
             terminals: images.tty_info.len(),
             frozen_us: micros(created),
@@ -449,6 +451,7 @@ impl Execution<'_> {
             bytes: pages * crate::mem::pages::PAGE,
             controller_peak_kib: crate::dump::peak_memory_kib(),
             moved: pairs.moved().collect(),
+            notes,
         };
         let master = plan.outside.and_then(|index| pairs.take_master(index));
         Restored { report, master }

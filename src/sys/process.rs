@@ -1,6 +1,7 @@
 //! Calls about whole processes: handles (pidfd), comparing what two of them share, their memory, creation, waiting.
 
 pub mod attributes;
+pub mod errand;
 pub mod files;
 pub mod probe;
 pub mod stub;
@@ -136,15 +137,6 @@ pub fn process_vm_writev(pid: Pid, ranges: &[RemoteRange], bytes: &[u8]) -> Resu
 
 /// Makes this process the parent that orphans below it get.
 ///
-/// Ignores SIGCHLD, so that the kernel reaps our children by itself. wait(2), NOTES.
-pub fn ignore_children() -> Result<(), Errno> {
-    // SAFETY: no handler is installed.
-    match unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) } {
-        libc::SIG_ERR => Err(Errno::last()),
-        _ => Ok(()),
-    }
-}
-
 /// prctl(2) PR_SET_CHILD_SUBREAPER, kernel/sys.c, Linux 3.4. Not inherited by children.
 pub fn become_subreaper() -> Result<(), Errno> {
     // SAFETY: no pointers are passed.

@@ -78,7 +78,10 @@ fn pipes_sockets_and_anonymous_objects_are_recognised() {
     let memfd = crate::sys::process::memfd_create(c"a", 0).unwrap();
     assert_eq!(own(&memfd).kind, FileKind::Memfd);
     assert_eq!(own(&crate::sys::process::pidfd_open(me()).unwrap()).kind, FileKind::Pidfd);
-    let error = own(&socket).refuse_unsupported(Pid(7), "vi").unwrap_err().to_string();
+    own(&socket).refuse_unsupported(Pid(7), "vi").unwrap();
+    let raw = crate::sys::socket::socket(libc::AF_PACKET, libc::SOCK_RAW, 0);
+    let Ok(raw) = raw else { return };
+    let error = own(&raw).refuse_unsupported(Pid(7), "vi").unwrap_err().to_string();
     assert!(error.starts_with("refused: process 7 (vi), descriptor "), "{error}");
 }
 

@@ -1,7 +1,7 @@
-//! Children of our own: those that run no code but a wait without end (the root of a restore, the object of a probe), and forks.
+//! Children that run no code of ours but a wait without end: the root of a restore, and the object of a probe.
 
 use std::convert::Infallible;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{FromRawFd, OwnedFd};
 
 use libc::{c_int, c_long};
 
@@ -66,59 +66,34 @@ pub fn clone_with_pid(pid: StubPid, exit_signal: c_int, fate: OnParentDeath) -> 
     spawn(pid, exit_signal, || child_waits(fate, creator))
 }
 
-/// Runs `body` in a child of our own with our signal mask, which ends with the status that it yields (101 where it panicked).
-///
-/// For a process with one thread only: the child has a copy of nothing but the calling thread. Handlers are at their default action.
-pub fn fork_with_pid(pid: StubPid, body: impl FnOnce() -> u8) -> Result<Stub, Errno> {
-    let mask = nix::sys::signal::SigSet::thread_get_mask()?;
-    spawn(pid, libc::SIGCHLD, move || {
-        let body = std::panic::AssertUnwindSafe(move || match mask.thread_set_mask() {
-            Ok(()) => body(),
-            Err(_) => 1,
-        });
-        exit(c_int::from(std::panic::catch_unwind(body).unwrap_or(101)))
-    })
-}
-
-/// Makes this process independent of whoever made it: a session of its own, the root as working directory, nothing open but `keep`, and /dev/null
-/// for standard input, output and error. For a child of [`fork_with_pid`] that never returns to the owners of what is closed here.
-pub fn cut_loose(keep: &[BorrowedFd<'_>]) -> Result<(), Errno> {
-    let _ = nix::unistd::setsid();
-    nix::unistd::chdir("/")?;
-    let mut kept: Vec<u32> = keep.iter().filter_map(|fd| u32::try_from(fd.as_raw_fd()).ok()).collect();
-    kept.sort_unstable();
-    let mut at = 3;
-    for fd in kept.into_iter().chain([u32::MAX]) {
-        if at < fd {
-            // SAFETY: takes numbers only; whoever owned the descriptors does not run again in this process.
-            Errno::result(unsafe { libc::close_range(at, fd - 1, 0) })?;
-        }
-        at = fd.saturating_add(1);
-    }
-    let null = std::fs::File::options().read(true).write(true).open("/dev/null");
-    let null = null.map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))?;
-    for number in 0..3 {
-        // SAFETY: takes numbers only; nothing of ours reads or writes the standard descriptors at this moment.
-        Errno::result(unsafe { libc::dup2(null.as_raw_fd(), number) })?;
-    }
-    Ok(())
-}
-
-/// Asks for SIGKILL when the creating thread ends; [`OnParentDeath::Stay`] takes that back.
-pub fn on_parent_death(fate: OnParentDeath) -> Result<(), Errno> {
-    let signal = if fate == OnParentDeath::Die { nix::sys::signal::Signal::SIGKILL.into() } else { None };
-    nix::sys::prctl::set_pdeathsig(signal)
+/// Whether a child has our descriptor table or a copy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Files {
+    Copied,
+    Shared,
 }
 
 /// Creates a child with all signals blocked and runs `child` in it, which must not allocate, lock, panic or return.
 pub(super) fn spawn(pid: StubPid, exit_signal: c_int, child: impl FnOnce() -> Infallible) -> Result<Stub, Errno> {
+    spawn_sharing(Files::Copied, pid, exit_signal, child)
+}
+
+/// As [`spawn`], with a choice.
+pub(super) fn spawn_sharing(
+    files: Files,
+    pid: StubPid,
+    exit_signal: c_int,
+    child: impl FnOnce() -> Infallible,
+) -> Result<Stub, Errno> {
     let mut number: c_int = -1;
     let chosen: c_int = match pid {
         StubPid::Any => 0,
         StubPid::Exactly(pid) => pid.0,
     };
     let args = CloneArgs {
-        flags: libc::CLONE_PIDFD as u64 | CLONE_CLEAR_SIGHAND,
+        flags: libc::CLONE_PIDFD as u64
+            | CLONE_CLEAR_SIGHAND
+            | if files == Files::Shared { libc::CLONE_FILES as u64 } else { 0 },
         pidfd: &raw mut number as u64,
         exit_signal: exit_signal as u64,
         set_tid: if chosen == 0 { 0 } else { &raw const chosen as u64 },

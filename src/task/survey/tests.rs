@@ -142,22 +142,6 @@ fn a_traced_process_is_refused_with_its_tracer() {
 }
 
 #[test]
-fn a_socket_is_refused_with_its_descriptor() {
-    let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
-    let mut command = Command::new("setsid");
-    let mut child = command.arg("cat").stdin(std::os::fd::OwnedFd::from(theirs)).stdout(Stdio::null()).spawn().unwrap();
-    drop(command);
-    let pid = Pid(child.id() as i32);
-    while Stat::read(pid).unwrap().comm != "cat" {
-        std::thread::yield_now();
-    }
-    let text = refusal(pid);
-    drop(ours);
-    child.wait().unwrap();
-    assert!(text.contains("(cat), descriptor ") && text.contains("a socket"), "{text}");
-}
-
-#[test]
 fn a_reparented_member_is_refused() {
     let mut shell = Shell::start();
     shell.run("(sleep 1000 >/dev/null & ); true");

@@ -1,0 +1,163 @@
+//! Sockets: Unix sockets with their queues, Internet sockets without connections, idle netlink sockets.
+//!
+//! Each is asked through the controller's own copy (pidfd_getfd) and through sock_diag; nothing is taken out of a queue. A restore makes them
+//! by [`SocketStep`](crate::plan::sockets::SocketStep)s before there is any process, so that all recorded process ids are free for the
+//! calls that leave one in SO_PEERCRED or SCM_CREDENTIALS.
+
+pub mod diag;
+pub mod flight;
+pub mod inet;
+pub mod make;
+pub mod name;
+pub mod netlink;
+pub mod options;
+pub mod unix;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::error::{Error, Result};
+use crate::files::dump::{Description, Table};
+use crate::files::kind::FileKind;
+use crate::files::ofd::{OfdId, OfdTable};
+use crate::ids::Pid;
+use crate::image::{Images, pb};
+use crate::task::survey::SurveyMode;
+
+use diag::{Diag, Unix};
+
+/// What the user lets go of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Policy {
+    #[default]
+    Refuse,
+    /// It comes back closed.
+    Close,
+}
+
+/// Connections that lead out of the tree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Connections {
+    /// Unix sockets whose peer is outside.
+    pub unix: Policy,
+    /// TCP connections.
+    pub tcp: Policy,
+}
+
+/// The sockets of a tree.
+#[derive(Debug)]
+pub struct Sockets {
+    connections: Connections,
+    mode: SurveyMode,
+    unix: BTreeMap<u32, Unix>,
+    ids: BTreeMap<u32, OfdId>,
+    /// The first process that has each.
+    holders: BTreeMap<u32, Pid>,
+    /// Who holds a socket outside the tree, by inode.
+    outside: BTreeMap<u32, Pid>,
+}
+
+impl Sockets {
+    /// Finds all sockets that the tables lead to, and who else has them or their peers.
+    pub fn find(tables: &[Table<'_>], ofds: &OfdTable, mode: SurveyMode, connections: Connections) -> Result<Sockets> {
+        let (unix, ids, holders, outside) = Default::default();
+        let mut sockets = Sockets { connections, mode, unix, ids, holders, outside };
+        let mut wanted = BTreeSet::new();
+        let mut diag = None;
+        for table in tables {
+            for descriptor in table.descriptors {
+                let FileKind::Socket { protocol } = &descriptor.kind else { continue };
+                let inode = descriptor.stat.inode as u32;
+                let id = ofds.get(&(table.pid, descriptor.fd)).ok_or(Error::Gone(table.pid))?;
+                if sockets.ids.insert(inode, *id).is_some() || !is_unix(protocol.as_deref()) {
+                    continue;
+                }
+                sockets.holders.insert(inode, table.pid);
+                if diag.is_none() {
+                    diag = Some(Diag::open()?);
+                }
+                let Some(found) = diag.as_ref().map(|diag| diag.unix(inode)).transpose()?.flatten() else { continue };
+                wanted.extend([inode].into_iter().chain(found.peer).chain(found.waiting.iter().copied()));
+                sockets.unix.insert(inode, found);
+            }
+        }
+        let inside: Vec<Pid> = tables.iter().map(|table| table.pid).collect();
+        sockets.outside = outside_holders(&inside, &wanted);
+        Ok(sockets)
+    }
+
+    /// The entry of one socket, and our own record with it. What the user allows to be lost is noted in the images.
+    pub fn record(&self, images: &mut Images, found: &Description<'_>) -> Result<pb::FileEntry> {
+        let FileKind::Socket { protocol } = &found.descriptor.kind else {
+            return Err(Error::unexpected("a socket", found.descriptor.to_string()));
+        };
+        let protocol = protocol.as_deref().unwrap_or_default();
+        match protocol {
+            _ if is_unix(Some(protocol)) => unix::record(self, images, found),
+            "NETLINK" => netlink::record(self, images, found),
+            _ => inet::record(self, images, found),
+        }
+    }
+
+    fn dumps(&self) -> bool {
+        self.mode == SurveyMode::Dump
+    }
+
+    /// Refuses, or notes a loss that the user has allowed.
+    fn lose(&self, images: &mut Images, found: &Description<'_>, policy: Policy, text: &str, flag: &str) -> Result<()> {
+        if self.dumps() && policy == Policy::Refuse {
+            let remedy = format!("end the program that uses it, or dump with {flag}, which brings it back closed");
+            return Err(found.refuse(text, &remedy));
+        }
+        let (pid, fd) = (Some(found.table.pid.0 as u32), Some(found.descriptor.fd.0));
+        let text = Some(format!("{text}: it comes back closed"));
+        images.own.get_or_insert_default().losses.push(pb::PtyagentLoss { pid, fd, text });
+        Ok(())
+    }
+}
+
+/// Whether the kernel's name of a protocol is that of Unix sockets.
+pub fn is_unix(protocol: Option<&str>) -> bool {
+    matches!(protocol, Some("UNIX" | "UNIX-STREAM"))
+}
+
+/// What kind of description CRIU calls a socket of this protocol.
+pub fn type_of(protocol: Option<&str>) -> pb::FdTypes {
+    match protocol {
+        Some("NETLINK") => pb::FdTypes::Netlinksk,
+        protocol if is_unix(protocol) => pb::FdTypes::Unixsk,
+        _ => pb::FdTypes::Inetsk,
+    }
+}
+
+/// The inode of a socket, which the kernel keeps in 32 bits.
+fn inode(found: &Description<'_>) -> u32 {
+    found.descriptor.stat.inode as u32
+}
+
+/// Whether sockets of this protocol are carried, connections apart.
+pub fn is_carried(protocol: Option<&str>) -> bool {
+    is_unix(protocol) || matches!(protocol, Some("NETLINK" | "TCP" | "TCPv6" | "UDP" | "UDPv6"))
+}
+
+/// Which sockets processes outside the tree have open, by inode. One that cannot be looked into counts as not having it.
+fn outside_holders(inside: &[Pid], wanted: &BTreeSet<u32>) -> BTreeMap<u32, Pid> {
+    let mut found = BTreeMap::new();
+    if wanted.is_empty() {
+        return found;
+    }
+    let us = Pid(std::process::id() as i32);
+    for pid in crate::procfs::tree::all().unwrap_or_default() {
+        if inside.contains(&pid) || pid == us {
+            continue;
+        }
+        let Ok(directory) = std::fs::read_dir(format!("/proc/{pid}/fd")) else { continue };
+        for entry in directory.flatten() {
+            let Ok(link) = std::fs::read_link(entry.path()) else { continue };
+            let number = link.to_str().and_then(|name| name.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok());
+            if let Some(inode) = number.filter(|inode| wanted.contains(inode)) {
+                found.insert(inode, pid);
+            }
+        }
+    }
+    found
+}
