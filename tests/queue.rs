@@ -317,6 +317,37 @@ fn flow_is_stopped() {
 }
 
 #[test]
+fn a_stopped_master_with_lines_and_a_partial() {
+    for input in [&b"h\n\x04\x16\x16"[..], b"one\n\x04part", b"b\x04m\x04", b"a\n\x16"] {
+        check(&format!("{input:?} behind a master stopped by TCOOFF"), |p| {
+            p.keys(input);
+            tty::xonc(p.master.as_fd(), tty::TCOOFF).unwrap();
+        });
+    }
+}
+
+/// A status bit comes back, and no other one with it; raw input with the flow characters in it.
+#[test]
+fn a_status_bit_with_raw_input() {
+    for (bits, ixon) in [(1u8, 0), (1, libc::IXON), (4, 0), (4, libc::IXON)] {
+        check(&format!("status {bits}"), |p| {
+            p.change(|t| (t.c_lflag, t.c_iflag) = (0, 0));
+            p.keys(b"raw \x11 \x13 \x16 \x04 \n \r \0 bytes\xff");
+            tty::set_packet(p.master.as_fd(), false).unwrap();
+            p.change(|t| t.c_iflag = ixon);
+            tty::set_packet(p.master.as_fd(), true).unwrap();
+            match bits {
+                4 => tty::xonc(p.slave.as_fd(), tty::TCOOFF).unwrap(),
+                _ => {
+                    tty::flush(p.slave.as_fd(), tty::TCIFLUSH).unwrap();
+                    p.keys(b"behind the flush");
+                }
+            }
+        });
+    }
+}
+
+#[test]
 fn packet_mode() {
     for bits in [0u8, 1, 4, 8] {
         check(&format!("status {bits}"), |p| {

@@ -10,8 +10,8 @@
 //! 4. Where they do not get through the line buffer is full and raw bytes wait behind it: reads leave one byte of a complete line
 //!    each time, as the kernel throws input away once a full buffer has no complete line.
 //! 5. The kind of flow stop, and the echoes that it held back. Then the original settings.
-//! 6. `put_back`: output without OPOST, flow stop, held echoes, the input with every special byte quoted by VLNEXT, the original
-//!    settings, the raw bytes, packet mode.
+//! 6. `put_back`: output without OPOST, flow stop, pending packet status, held echoes, the input with every special byte quoted by VLNEXT, the
+//!    original settings, the unprocessed bytes, packet mode.
 //!
 //! The caller keeps every user of the terminal frozen, and blocks SIGTTOU; a background process may not read (EIO).
 //! Source: drivers/tty/n_tty.c, drivers/tty/tty_buffer.c, drivers/tty/pty.c.
@@ -134,6 +134,8 @@ const _: () = {
 
 // Flag words of the settings, by their kernel names.
 pub(crate) const PARMRK: u32 = 0o10;
+pub(crate) const ISTRIP: u32 = 0o40;
+pub(crate) const IUCLC: u32 = 0o1000;
 pub(crate) const IXON: u32 = 0o2000;
 /// IGNBRK, BRKINT, INPCK, ISTRIP, INLCR, IGNCR, ICRNL, IUCLC, IXANY, IMAXBEL.
 pub(crate) const EDITS: u32 = 0o1 | 0o2 | 0o20 | 0o40 | 0o100 | 0o200 | 0o400 | 0o1000 | 0o4000 | 0o20000;

@@ -106,6 +106,9 @@ fn read_output(hold: &mut Hold, master: i32) -> Io<()> {
 }
 
 fn read_input(hold: &mut Hold, work: &Work) -> Io<()> {
+    if work.master >= 0 {
+        start_master(hold, work)?;
+    }
     if hold.settings.canonical() { read_canonical(hold, work) } else { read_raw(hold, work) }
 }
 
@@ -327,14 +330,21 @@ fn end_last_line(hold: &mut Hold, at: usize, len: u32) -> Io<()> {
     Ok(())
 }
 
+/// A master that was stopped by TCOOFF takes no sentinel; one that has no room goes on having none.
+fn start_master(hold: &mut Hold, work: &Work) -> Io<()> {
+    if !io::ready(work.master, POLLOUT) {
+        io::xonc(work.master, 1)?;
+        if io::ready(work.master, POLLOUT) {
+            hold.master_stopped = 1;
+            hold.phase = DRAINING;
+        }
+    }
+    Ok(())
+}
+
 /// Whether the slave's output was stopped, and what the stop has held back. The queues are empty now, so a side that cannot be
 /// written to is stopped.
 fn read_flow(hold: &mut Hold, work: &Work) -> Io<()> {
-    if work.master >= 0 && !io::ready(work.master, POLLOUT) {
-        io::xonc(work.master, 1)?;
-        hold.master_stopped = 1;
-        hold.phase = DRAINING;
-    }
     if !io::ready(work.slave, POLLOUT) {
         io::xonc(work.slave, 1)?;
         hold.flow = if io::ready(work.slave, POLLOUT) {

@@ -12,6 +12,7 @@ const WORKER_WAIT: i32 = 20;
 
 const STATUS_FLUSHREAD: u32 = 0x01;
 const STATUS_FLUSHWRITE: u32 = 0x02;
+const STATUS_STOP: u32 = 0x04;
 const STATUS_START: u32 = 0x08;
 const STATUS_FLOW: u32 = 0x30;
 const STATUS_IOCTL: u32 = 0x40;
@@ -70,14 +71,7 @@ fn run(hold: &mut Hold, work: &mut Work) -> Io<()> {
         hold.ring_len = hold.input_len;
     }
     if work.master >= 0 {
-        io::set_packet(work.master, 0)?;
-        if hold.status != 0 {
-            io::set_packet(work.master, 1)?;
-            raise_flushes(hold, work)?;
-        }
-        put_output(hold, work)?;
-        put_flow(hold, work)?;
-        put_echoes(hold, work)?;
+        put_output_side(hold, work)?;
     }
     let input = put_input(hold, work);
     io::set_settings(work.slave, &hold.settings)?;
@@ -101,7 +95,36 @@ fn run(hold: &mut Hold, work: &mut Work) -> Io<()> {
     Ok(())
 }
 
-/// Repeats the actions that left bits in the packet status byte, while the queues are empty and a flush loses nothing.
+/// The output, the stop, and where status bits are pending packet mode with them. Switching packet mode on forgets all bits, so from then on
+/// nothing may raise another one.
+///
+/// A flush can be repeated only where it loses nothing: before the input is there, and with no more output than the master's line
+/// buffer, which it leaves alone. A stop that left no bit comes before packet mode, one that did after it.
+fn put_output_side(hold: &mut Hold, work: &mut Work) -> Io<()> {
+    io::set_packet(work.master, 0)?;
+    let late = hold.status & STATUS_FLUSHWRITE == 0 || hold.output_len as usize <= RING;
+    if hold.status != 0 && !late {
+        io::set_packet(work.master, 1)?;
+        raise_flushes(hold, work)?;
+    }
+    put_output(hold, work)?;
+    let leaves_a_bit = hold.status & STATUS_STOP != 0;
+    if late && !leaves_a_bit {
+        put_flow(hold, work)?;
+    }
+    if hold.status != 0 && late {
+        io::set_settings(work.slave, &hold.settings)?;
+        io::await_that(STEP_WAIT, || io::unread(work.master) >= hold.output_put.min(RING as u32));
+        io::set_packet(work.master, 1)?;
+        raise_flushes(hold, work)?;
+    }
+    if leaves_a_bit || !late {
+        put_flow(hold, work)?;
+    }
+    put_echoes(hold, work)
+}
+
+/// Repeats the actions that left bits in the packet status byte.
 fn raise_flushes(hold: &Hold, work: &Work) -> Io<()> {
     let settings = &hold.settings;
     if hold.status & STATUS_FLUSHREAD != 0 {
@@ -170,7 +193,8 @@ fn put_flow(hold: &Hold, work: &mut Work) -> Io<()> {
             let mut settings = neutral(hold);
             settings.iflag |= IXON;
             if settings.cc[VSTOP] == 0 {
-                settings.cc[VSTOP] = STOP;
+                // Any but ^S, which together with ^Q would leave a bit in the packet status.
+                settings.cc[VSTOP] = SENTINEL;
             }
             io::set_settings(work.slave, &settings)?;
             type_bytes(work, &[settings.cc[VSTOP]])?;
@@ -264,9 +288,7 @@ fn put_input(hold: &Hold, work: &mut Work) -> Io<()> {
     }
     let ring = hold.input.get(..hold.ring_len as usize).unwrap_or_default();
     if !hold.settings.canonical() {
-        let mut settings = neutral(hold);
-        settings.iflag &= !(IXON & !(hold.settings.iflag & IXON));
-        return put_raw(work, &settings, ring);
+        return put_raw(hold, work, ring);
     }
     let typing = typing_settings(hold);
     io::set_settings(work.slave, &typing)?;
@@ -300,15 +322,26 @@ fn put_input(hold: &Hold, work: &mut Work) -> Io<()> {
     Ok(())
 }
 
-/// Without lines no byte is special but the flow characters, which are switched off for the time.
-fn put_raw(work: &mut Work, settings: &Settings, bytes: &[u8]) -> Io<()> {
-    let mut settings = *settings;
-    settings.cc[VSTOP] = 0;
-    settings.cc[VSTART] = 0;
-    io::set_settings(work.slave, &settings)?;
-    type_bytes(work, bytes)?;
+/// Raw bytes: typed as one unfinished line with every special character quoted, which switching ICANON off makes plain bytes of. The flow
+/// characters stay as they are, since a change would leave a bit in the packet status. Under EXTPROC nothing is special.
+fn put_raw(hold: &Hold, work: &mut Work, bytes: &[u8]) -> Io<()> {
+    if hold.settings.lflag & EXTPROC != 0 {
+        let edits = hold.settings.iflag & (ISTRIP | IUCLC);
+        if edits != 0 {
+            io::set_settings(work.slave, &Settings { iflag: hold.settings.iflag & !edits, ..hold.settings })?;
+        }
+        type_bytes(work, bytes)?;
+        flush_typed(work)?;
+        await_worker(|| io::unread(work.slave) >= bytes.len() as u32, work);
+        return Ok(());
+    }
+    let mut typing = typing_settings(hold);
+    typing.lflag |= ICANON;
+    io::set_settings(work.slave, &typing)?;
+    type_quoted(work, &typing, bytes)?;
     flush_typed(work)?;
-    await_worker(|| io::unread(work.slave) >= bytes.len() as u32, work);
+    // With no line to read this makes the kernel process what was typed.
+    io::poll(work.slave, POLLIN, 0);
     Ok(())
 }
 

@@ -10,7 +10,8 @@
 //! - In a full line buffer: an EOF mark against a NUL at the end of its last line, a pending literal-next, and with PARMRK
 //!   the last slot or two.
 //! - The 4096th byte of an unfinished line that has overflowed; nothing in canonical mode can read it.
-//! - A stop without its packet status bit while another bit is pending comes back with it.
+//! - A stop without its packet status bit comes back with it where a flush of the output is pending and more output than the master's line
+//!   buffer holds.
 //! - Column and erase state of the line discipline, and tabs in echoes that were held back, cannot be asked for.
 
 use crate::error::{Error, Result};
