@@ -24,6 +24,7 @@ use crate::ids::Pid;
 use crate::image::{Images, Overwrite};
 use crate::procfs::{Stat, Status};
 use crate::restore;
+use crate::restore::space::Space;
 use crate::show;
 use crate::task::cpu::Mismatch;
 use crate::tty::restore::IndexPolicy;
@@ -195,7 +196,12 @@ fn abridged(tree: &str) -> String {
 
 /// Restores; waits a while for numbers that others took. Yields the microseconds of the restore that succeeded.
 fn bring_back(session: &mut Session, images: &Images, out: &mut Out<'_>) -> Result<u64> {
-    let request = restore::Request { dir: session.images(), index: IndexPolicy::Exact, mismatch: Mismatch::Refuse };
+    let request = restore::Request {
+        dir: session.images(),
+        index: IndexPolicy::Exact,
+        mismatch: Mismatch::Refuse,
+        space: Space::CALLERS,
+    };
     let plan = crate::plan::plan(images, &request.dir)?;
     let start = Instant::now();
     let mut told = false;

@@ -13,6 +13,7 @@ pub mod ids;
 #[path = "../parasite/src/wire.rs"]
 pub mod wire;
 
+pub mod attach;
 pub mod capture;
 /// What runs inside a tracee and, where the descriptors are at hand, in this process as well.
 #[path = "../parasite/src"]
@@ -25,6 +26,7 @@ pub mod check;
 pub mod demo;
 pub mod dump;
 pub mod files;
+pub mod holder;
 pub mod image;
 pub mod inject;
 pub mod inspect;

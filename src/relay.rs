@@ -14,23 +14,29 @@
 //! The signals come to the relay only if no other thread of the process takes them: callers start no thread before [`run`] that
 //! leaves them unblocked.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
 use std::time::Duration;
 
 use nix::poll::{self, PollFd, PollFlags, PollTimeout};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
+use crate::attach::Attached;
 use crate::error::{Context, Errno, Result, Subject};
-use crate::sys::process;
+use crate::holder::Answer;
+use crate::sys::{pass, process};
 
 mod buffer;
+mod keys;
 mod outer;
 mod size;
 
-use buffer::{Buffer, Fill, Flush};
-pub use outer::Outer;
+pub use buffer::{Buffer, Fill, Flush};
+use keys::{DetachKeys, Keys};
 use outer::RawMode;
+pub use outer::{Outer, make_nonblocking};
 pub use size::{Resize, fit, redraw};
 
 /// Bytes on their way in one direction.
@@ -54,13 +60,28 @@ pub enum Ending {
     Told(i32),
     /// The outer terminal hung up or its reader went away; the session was hung up.
     OuterGone,
+    /// The user detached: the session runs on with its holder.
+    Detached,
+    /// The holder of the session was killed: the session was hung up.
+    HolderGone,
 }
 
 impl Ending {
+    /// From the status that wait(2) gives.
+    pub fn of_wait(status: i32) -> Ending {
+        let status = ExitStatus::from_raw(status);
+        match (status.code(), status.signal()) {
+            (Some(code), _) => Ending::Exited(u8::try_from(code).unwrap_or(u8::MAX)),
+            (None, signal) => Ending::Killed(signal.unwrap_or(0)),
+        }
+    }
+
     /// The exit status that a shell would show: the code, or 128 and the signal.
     pub fn exit_status(self) -> u8 {
         let signal = match self {
             Ending::Exited(code) => return code,
+            Ending::Detached => return 0,
+            Ending::HolderGone => return 1,
             Ending::Killed(signal) | Ending::Told(signal) => signal,
             Ending::OuterGone => libc::SIGHUP,
         };
@@ -82,16 +103,14 @@ pub enum FirstSize {
 /// `root` is a pidfd of a child of this process; it runs already, and is reaped. `master` becomes non-blocking and is closed at the end.
 /// Errors: a system call on either terminal failed; the outer terminal has its settings back then too.
 pub fn run(master: OwnedFd, outer: Outer, root: OwnedFd, first: FirstSize) -> Result<Ending> {
-    outer::make_nonblocking(master.as_fd())?;
-    let signals = Signals::block()?;
-    let raw = RawMode::enter(outer.input.fd())?;
-    if first == FirstSize::FromOuter && outer.size().is_some() {
-        let resize = fit(master.as_fd(), &outer)?;
-        redraw(master.as_fd(), resize)?;
-    }
-    let relay =
-        Relay { master, outer, root, signals, raw, to_master: Buffer::new(BUFFER), to_outer: Buffer::new(BUFFER) };
-    relay.run()
+    Relay::begin(master, outer, Root::Child(root), first, &[])?.run()
+}
+
+/// Relays between `outer` and the pty of a session that a holder lent us, until the session ends, the user detaches, or the relay has to end;
+/// then the holder has it again. What the session wrote last is shown first, and then its program draws its screen.
+pub fn run_attached(attached: Attached, outer: Outer) -> Result<Ending> {
+    let Attached { master, backlog, connection, .. } = attached;
+    Relay::begin(master, outer, Root::Held(connection.into()), FirstSize::FromOuter, &backlog)?.run()
 }
 
 /// Blocks the relay's signals in this thread for good: what comes before [`run`] waits for it. For callers that have something to finish first.
@@ -140,6 +159,8 @@ impl Drop for Signals {
 enum Input {
     Open,
     Ended,
+    /// The keys that detach were among them.
+    Detached,
 }
 
 /// Whether anybody has the slave open; a session without may open /dev/tty again.
@@ -149,12 +170,30 @@ enum Slave {
     Closed,
 }
 
+/// Who tells that the root of the session ended.
+enum Root {
+    /// Its pidfd, where it is a child of ours.
+    Child(OwnedFd),
+    /// The connection to its holder.
+    Held(OwnedFd),
+}
+
+impl Root {
+    fn fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Root::Child(fd) | Root::Held(fd) => fd.as_fd(),
+        }
+    }
+}
+
 struct Relay {
     master: OwnedFd,
     outer: Outer,
-    root: OwnedFd,
+    root: Root,
     signals: Signals,
     raw: Option<RawMode>,
+    /// Where detaching is possible.
+    detach: Option<DetachKeys>,
     to_master: Buffer,
     to_outer: Buffer,
 }
@@ -169,6 +208,20 @@ struct Ready {
 }
 
 impl Relay {
+    fn begin(master: OwnedFd, outer: Outer, root: Root, first: FirstSize, shown: &[u8]) -> Result<Relay> {
+        outer::make_nonblocking(master.as_fd())?;
+        let signals = Signals::block()?;
+        let raw = RawMode::enter(outer.input.fd())?;
+        if first == FirstSize::FromOuter && outer.size().is_some() {
+            let resize = fit(master.as_fd(), &outer)?;
+            redraw(master.as_fd(), resize)?;
+        }
+        let detach = matches!(root, Root::Held(_)).then(DetachKeys::default);
+        let (to_master, mut to_outer) = (Buffer::new(BUFFER), Buffer::new(BUFFER));
+        to_outer.push(shown);
+        Ok(Relay { master, outer, root, signals, raw, detach, to_master, to_outer })
+    }
+
     fn run(mut self) -> Result<Ending> {
         let ending = self.pump();
         let left = self.raw.take().map_or(Ok(()), RawMode::leave);
@@ -193,6 +246,9 @@ impl Relay {
             }
             if ready.input.intersects(PollFlags::POLLIN | PollFlags::POLLHUP | PollFlags::POLLERR) {
                 input = self.read_keys()?;
+                if input == Input::Detached {
+                    return Ok(Ending::Detached);
+                }
                 if input == Input::Ended && self.raw.is_some() {
                     return Ok(Ending::OuterGone);
                 }
@@ -208,13 +264,13 @@ impl Relay {
     /// Waits until something can be done. A master whose slave is closed reports POLLHUP all the time, so it is left out for [`REOPEN`].
     fn wait(&self, input: Input, slave: Slave) -> Result<Ready> {
         let wanted = |flag, condition: bool| if condition { flag } else { PollFlags::empty() };
-        let keys = wanted(PollFlags::POLLIN, input == Input::Open && self.to_master.has_room());
+        let keys = wanted(PollFlags::POLLIN, input == Input::Open && self.to_master.room() > 1);
         let screen = wanted(PollFlags::POLLOUT, !self.to_outer.is_empty());
         let inner = wanted(PollFlags::POLLIN, self.to_outer.has_room())
             | wanted(PollFlags::POLLOUT, !self.to_master.is_empty());
         let mut fds = vec![
             PollFd::new(self.signals.fd.as_fd(), PollFlags::POLLIN),
-            PollFd::new(self.root.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.root.fd(), PollFlags::POLLIN),
         ];
         let mut add = |fd, events: PollFlags| {
             (!events.is_empty()).then(|| {
@@ -260,10 +316,23 @@ impl Relay {
     }
 
     fn read_keys(&mut self) -> Result<Input> {
-        match self.to_master.fill(self.outer.input.fd(), BUFFER).during("reading keys", Subject::None)? {
-            Fill::Ended => Ok(Input::Ended),
-            Fill::Read(_) | Fill::NotReady => Ok(Input::Open),
+        // One more than was typed may come out of the filter.
+        let limit = self.to_master.room().saturating_sub(1).max(1);
+        let count = match self.to_master.fill(self.outer.input.fd(), limit).during("reading keys", Subject::None)? {
+            Fill::Ended => return Ok(Input::Ended),
+            Fill::NotReady => return Ok(Input::Open),
+            Fill::Read(count) => count,
+        };
+        let Some(detach) = &mut self.detach else { return Ok(Input::Open) };
+        let (keys, input) = match detach.filter(&self.to_master.take_last(count)) {
+            Keys::Detach(keys) => (keys, Input::Detached),
+            Keys::Pass(keys) => (keys, Input::Open),
+        };
+        self.to_master.push(&keys);
+        if input == Input::Detached && !self.to_master.is_empty() {
+            self.to_master.flush(self.master.as_fd()).during("passing keys on", Subject::None)?;
         }
+        Ok(input)
     }
 
     fn flush_outer(&mut self) -> Result<Flush> {
@@ -289,11 +358,23 @@ impl Relay {
     }
 
     fn reap(&self) -> Result<Ending> {
-        let exit = process::wait_exit(self.root.as_fd()).during("waiting for the session's root", Subject::None)?;
-        Ok(match exit.code {
-            libc::CLD_EXITED => Ending::Exited(u8::try_from(exit.status & 0xff).unwrap_or(u8::MAX)),
-            _ => Ending::Killed(exit.status),
-        })
+        match &self.root {
+            Root::Child(pidfd) => {
+                let exit = process::wait_exit(pidfd.as_fd()).during("waiting for the session's root", Subject::None)?;
+                Ok(match exit.code {
+                    libc::CLD_EXITED => Ending::Exited(u8::try_from(exit.status & 0xff).unwrap_or(u8::MAX)),
+                    _ => Ending::Killed(exit.status),
+                })
+            }
+            Root::Held(connection) => {
+                let mut bytes = [0; Answer::SIZE];
+                let told = pass::receive(connection.as_fd(), &mut bytes).map_or(0, |(count, _)| count);
+                match bytes.get(..told).and_then(Answer::from_bytes) {
+                    Some(Answer::Ended(status)) => Ok(Ending::Exited(status)),
+                    _ => Ok(Ending::HolderGone),
+                }
+            }
+        }
     }
 
     /// Shows what the session had written when its root ended. Another ending where the user does not want to wait for that.

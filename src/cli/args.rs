@@ -32,6 +32,7 @@ and this command waits for it; SIGINT and SIGTERM then end this command and not 
 Examples:
   ptyagent restore -D work
   ptyagent restore -D work --detach --pidfile work.pid
+  ptyagent restore -D work --pidns --pts-index private    while its ids and terminals are taken
   ptyagent restore -D work --dry-run";
 
 const INSPECT_EXAMPLES: &str = "\
@@ -52,7 +53,11 @@ Examples:
 
 const ATTACH_EXAMPLES: &str = "\
 Examples:
-  ptyagent attach";
+  ptyagent attach            the only session, or a list of several
+  ptyagent attach 4711
+
+The exit status is that of the session, or 0 after Ctrl-\\ d. Sessions are found in $PTYAGENT_RUNTIME_DIR, else in /run/ptyagent for root, else in \
+$XDG_RUNTIME_DIR/ptyagent.";
 
 const DEMO_EXAMPLES: &str = "\
 Examples:
@@ -104,7 +109,10 @@ pub enum Command {
     /// Say what this kernel and these privileges allow
     #[command(after_help = CHECK_EXAMPLES)]
     Check(CheckArgs),
-    /// Take over the terminal of a session restored with --detach (not supported yet)
+    /// Take over the terminal of a session restored with --detach
+    ///
+    /// What the session wrote last is shown, and its program draws its screen again. Ctrl-\ and then d leaves the session running and comes
+    /// back here (Ctrl-\ twice types one Ctrl-\). One terminal at a time.
     #[command(after_help = ATTACH_EXAMPLES)]
     Attach(AttachArgs),
     /// Save, end and restore a real shell, and check it
@@ -166,7 +174,7 @@ pub struct RestoreArgs {
     /// Directory of the images
     #[arg(short = 'D', value_name = "DIR", default_value = ".")]
     pub dir: PathBuf,
-    /// Return as soon as the session runs
+    /// Return as soon as the session runs; attach gets its terminal
     #[arg(long)]
     pub detach: bool,
     /// Write the id of the session's first process to this file
@@ -175,7 +183,7 @@ pub struct RestoreArgs {
     /// Which number in /dev/pts each terminal gets
     #[arg(long, value_name = "WHICH", value_enum, default_value_t = PtsIndex::Exact)]
     pub pts_index: PtsIndex,
-    /// Restore into a new pid namespace (not supported yet)
+    /// Restore into a pid namespace of its own, where all process ids are free (needs CAP_SYS_ADMIN)
     #[arg(long)]
     pub pidns: bool,
     /// Restore although this processor lacks instruction sets that the session's had; programs that use them crash
@@ -195,7 +203,7 @@ pub enum PtsIndex {
     Exact,
     /// The old one where it is free, else another
     Any,
-    /// The old one, in a devpts of its own (not supported yet)
+    /// The old one, in a devpts of its own, in a mount namespace (needs CAP_SYS_ADMIN)
     Private,
 }
 
@@ -230,6 +238,7 @@ pub struct CheckArgs {
 
 #[derive(Debug, Args)]
 pub struct AttachArgs {
-    /// The session: its process id
-    pub id: Option<String>,
+    /// The session: the process id of its root, as restore --detach told; not needed where there is only one
+    #[arg(value_parser = clap::value_parser!(i32).range(1..))]
+    pub id: Option<i32>,
 }

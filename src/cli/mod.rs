@@ -1,9 +1,10 @@
 //! One function for each command.
 
 mod args;
+mod dump;
 mod output;
 mod progress;
-mod session;
+mod restore;
 
 use std::process::ExitCode;
 
@@ -38,20 +39,15 @@ fn trace(verbose: u8) {
 
 fn perform(command: Command) -> Result<ExitCode> {
     match command {
-        Command::Dump(args) => session::dump(&args),
-        Command::Restore(args) => session::restore(&args),
+        Command::Dump(args) => dump::dump(&args),
+        Command::Restore(args) => restore::restore(&args),
         Command::Inspect(args) => inspect(&args),
         Command::Show(args) => show(&args),
         Command::Check(args) => {
             let report = ptyagent::check::check();
             Ok(answer(&if args.json { json(&report) } else { report.to_string() }))
         }
-        Command::Attach(args) => Err(Error::failed(match args.id {
-            Some(id) => {
-                format!("session {id} cannot be attached: attaching is not supported yet; restore it without --detach")
-            }
-            None => "attaching is not supported yet; restore the session without --detach".to_owned(),
-        })),
+        Command::Attach(args) => restore::attach(&args),
         Command::Demo => demo(),
         Command::Completions { shell } => {
             let mut script = Vec::new();

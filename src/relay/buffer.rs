@@ -38,12 +38,54 @@ impl Buffer {
         Buffer { bytes: vec![0; capacity].into_boxed_slice(), start: 0, end: 0 }
     }
 
+    /// What is in it, oldest first.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes[self.start..self.end]
+    }
+
+    pub fn len(&self) -> usize {
+        self.end - self.start
+    }
+
+    /// Forgets the oldest bytes, at most this many.
+    pub fn discard(&mut self, count: usize) {
+        self.start += count.min(self.len());
+    }
+
+    /// Appends as much as there is room for.
+    pub fn push(&mut self, bytes: &[u8]) {
+        self.compact();
+        let count = bytes.len().min(self.bytes.len() - self.end);
+        self.bytes[self.end..self.end + count].copy_from_slice(&bytes[..count]);
+        self.end += count;
+    }
+
+    /// Takes out the newest bytes, at most this many.
+    pub fn take_last(&mut self, count: usize) -> Vec<u8> {
+        let at = self.end - count.min(self.len());
+        let taken = self.bytes[at..self.end].to_vec();
+        self.end = at;
+        taken
+    }
+
+    fn compact(&mut self) {
+        if self.start > 0 {
+            self.bytes.copy_within(self.start..self.end, 0);
+            self.end -= self.start;
+            self.start = 0;
+        }
+    }
+
     pub fn is_empty(&self) -> bool {
         self.start == self.end
     }
 
+    pub fn room(&self) -> usize {
+        self.bytes.len() - self.len()
+    }
+
     pub fn has_room(&self) -> bool {
-        self.end - self.start < self.bytes.len()
+        self.room() > 0
     }
 
     pub fn clear(&mut self) {
@@ -51,13 +93,9 @@ impl Buffer {
         self.end = 0;
     }
 
-    /// One read of at most `limit` bytes. Interrupted reads count as not ready.
+    /// One read of at most `limit` bytes, which must not be 0. Interrupted reads count as not ready.
     pub fn fill(&mut self, from: BorrowedFd<'_>, limit: usize) -> Result<Fill, Errno> {
-        if self.start > 0 {
-            self.bytes.copy_within(self.start..self.end, 0);
-            self.end -= self.start;
-            self.start = 0;
-        }
+        self.compact();
         let stop = self.bytes.len().min(self.end.saturating_add(limit));
         match unistd::read(from, &mut self.bytes[self.end..stop]) {
             Ok(0) | Err(Errno::EIO) => Ok(Fill::Ended),

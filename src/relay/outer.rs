@@ -82,7 +82,7 @@ impl Drop for Line {
 }
 
 /// Sets O_NONBLOCK on an open file description and yields its flags before.
-pub(super) fn make_nonblocking(fd: BorrowedFd<'_>) -> Result<OFlag> {
+pub fn make_nonblocking(fd: BorrowedFd<'_>) -> Result<OFlag> {
     let flags = fcntl::fcntl(fd, FcntlArg::F_GETFL).during("reading descriptor flags", Subject::None)?;
     let flags = OFlag::from_bits_retain(flags);
     fcntl::fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)).during("setting O_NONBLOCK", Subject::None)?;

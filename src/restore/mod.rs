@@ -4,16 +4,18 @@
 //! images are untouched.
 
 mod build;
+pub mod space;
 mod stop;
 mod stubs;
 mod threads;
+pub mod worker;
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Context, Error, Result, Subject};
 use crate::files::restore::Opened;
@@ -34,6 +36,7 @@ use crate::trace::Stopped;
 use crate::tty::restore::{IndexPolicy, Pairs};
 
 use build::Inherited;
+use space::Space;
 use stop::{await_stop, stop_action};
 use stubs::Stubs;
 
@@ -43,12 +46,16 @@ pub struct Request {
     pub dir: PathBuf,
     pub index: IndexPolicy,
     pub mismatch: Mismatch,
+    pub space: Space,
 }
 
 /// What a restore did.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Report {
     pub root: Pid,
+    /// The root's number where the restore was called, if the session has a pid namespace of its own.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub host_root: Option<Pid>,
     pub tasks: usize,
     pub terminals: usize,
     /// Microseconds from the creation of the first task until the last one runs.
@@ -85,7 +92,7 @@ pub fn restore(request: &Request, images: &Images, plan: &Plan) -> Result<Restor
     restore_with(request, images, plan, &mut |_, _| ())
 }
 
-/// As [`restore`]; `progress` is told each step before it is done, and how many came before it.
+/// As [`restore`]; this process enters the mount namespace of the session if that gets one. `progress` is told each step before it is done, and how many came before it.
 pub fn restore_with(
     request: &Request,
     images: &Images,
@@ -93,6 +100,7 @@ pub fn restore_with(
     progress: &mut dyn FnMut(usize, &Step),
 ) -> Result<Restored> {
     let start = Instant::now();
+    request.space.enter()?;
     refuse_taken(images)?;
     let processor = Processor::here();
     processor.check(images, request.mismatch)?;
@@ -443,6 +451,7 @@ impl Execution<'_> {
             .sum();
         let report = Report {
             root: Pid(plan.root as i32),
+            host_root: None,
             tasks: images.pstree.len(),
             terminals: images.tty_info.len(),
             frozen_us: micros(created),

@@ -8,6 +8,7 @@ pub mod cpu;
 pub mod event;
 pub mod file;
 pub mod pagemap;
+pub mod pass;
 pub mod process;
 pub mod ptrace;
 pub mod region;

@@ -137,6 +137,15 @@ pub fn process_vm_writev(pid: Pid, ranges: &[RemoteRange], bytes: &[u8]) -> Resu
 
 /// Makes this process the parent that orphans below it get.
 ///
+/// Ignores SIGCHLD, so that the kernel reaps our children by itself. wait(2), NOTES.
+pub fn ignore_children() -> Result<(), Errno> {
+    // SAFETY: no handler is installed.
+    match unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) } {
+        libc::SIG_ERR => Err(Errno::last()),
+        _ => Ok(()),
+    }
+}
+
 /// prctl(2) PR_SET_CHILD_SUBREAPER, kernel/sys.c, Linux 3.4. Not inherited by children.
 pub fn become_subreaper() -> Result<(), Errno> {
     // SAFETY: no pointers are passed.

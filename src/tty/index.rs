@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
@@ -132,13 +133,16 @@ fn holders(index: PtyIndex) -> Vec<Holder> {
 /// How a process has the terminal open, if it has.
 fn hold(pid: Pid, index: PtyIndex) -> Option<(u8, &'static str)> {
     let ours = std::fs::metadata("/dev/pts").ok()?.dev();
+    // Nothing tells from which instance a master is: that of its process's mount namespace, as a rule.
+    let mounts = |name: &str| std::fs::read_link(Path::new("/proc").join(name).join("ns/mnt")).ok();
+    let sees_ours = mounts(&pid.to_string()) == mounts("self");
     let slave = format!("/dev/pts/{index}");
     let of_slave = [slave.clone().into_bytes(), format!("{slave} (deleted)").into_bytes()];
     let mut best = None;
     for fd in fdinfo::list(pid).ok()? {
         let Ok(link) = fdinfo::link(pid, fd) else { continue };
         if link.as_bytes().ends_with(b"ptmx") {
-            if FdInfo::read(pid, fd).is_ok_and(|info| info.tty_index == Some(index)) {
+            if sees_ours && FdInfo::read(pid, fd).is_ok_and(|info| info.tty_index == Some(index)) {
                 return Some((0, "which has its master open"));
             }
         } else if of_slave.iter().any(|path| path == link.as_bytes()) {

@@ -1,7 +1,7 @@
-//! Children that run no code of ours but a wait without end: the root of a restore, and the object of a probe.
+//! Children of our own: those that run no code but a wait without end (the root of a restore, the object of a probe), and forks.
 
 use std::convert::Infallible;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use libc::{c_int, c_long};
 
@@ -64,6 +64,50 @@ pub struct Stub {
 pub fn clone_with_pid(pid: StubPid, exit_signal: c_int, fate: OnParentDeath) -> Result<Stub, Errno> {
     let creator = nix::unistd::getpid().as_raw();
     spawn(pid, exit_signal, || child_waits(fate, creator))
+}
+
+/// Runs `body` in a child of our own with our signal mask, which ends with the status that it yields (101 where it panicked).
+///
+/// For a process with one thread only: the child has a copy of nothing but the calling thread. Handlers are at their default action.
+pub fn fork_with_pid(pid: StubPid, body: impl FnOnce() -> u8) -> Result<Stub, Errno> {
+    let mask = nix::sys::signal::SigSet::thread_get_mask()?;
+    spawn(pid, libc::SIGCHLD, move || {
+        let body = std::panic::AssertUnwindSafe(move || match mask.thread_set_mask() {
+            Ok(()) => body(),
+            Err(_) => 1,
+        });
+        exit(c_int::from(std::panic::catch_unwind(body).unwrap_or(101)))
+    })
+}
+
+/// Makes this process independent of whoever made it: a session of its own, the root as working directory, nothing open but `keep`, and /dev/null
+/// for standard input, output and error. For a child of [`fork_with_pid`] that never returns to the owners of what is closed here.
+pub fn cut_loose(keep: &[BorrowedFd<'_>]) -> Result<(), Errno> {
+    let _ = nix::unistd::setsid();
+    nix::unistd::chdir("/")?;
+    let mut kept: Vec<u32> = keep.iter().filter_map(|fd| u32::try_from(fd.as_raw_fd()).ok()).collect();
+    kept.sort_unstable();
+    let mut at = 3;
+    for fd in kept.into_iter().chain([u32::MAX]) {
+        if at < fd {
+            // SAFETY: takes numbers only; whoever owned the descriptors does not run again in this process.
+            Errno::result(unsafe { libc::close_range(at, fd - 1, 0) })?;
+        }
+        at = fd.saturating_add(1);
+    }
+    let null = std::fs::File::options().read(true).write(true).open("/dev/null");
+    let null = null.map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))?;
+    for number in 0..3 {
+        // SAFETY: takes numbers only; nothing of ours reads or writes the standard descriptors at this moment.
+        Errno::result(unsafe { libc::dup2(null.as_raw_fd(), number) })?;
+    }
+    Ok(())
+}
+
+/// Asks for SIGKILL when the creating thread ends; [`OnParentDeath::Stay`] takes that back.
+pub fn on_parent_death(fate: OnParentDeath) -> Result<(), Errno> {
+    let signal = if fate == OnParentDeath::Die { nix::sys::signal::Signal::SIGKILL.into() } else { None };
+    nix::sys::prctl::set_pdeathsig(signal)
 }
 
 /// Whether a child has our descriptor table or a copy.

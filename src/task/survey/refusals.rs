@@ -204,7 +204,8 @@ fn refuse_surroundings(task: &TaskFacts, alive: &Alive, namespaces: &Namespaces)
     let differences = alive.namespaces.differences(namespaces);
     if !differences.is_empty() {
         let kind = format!("it is in another namespace than ptyagent ({})", differences.join(", "));
-        return refuse(pid, comm, kind, "run ptyagent inside its container");
+        let remedy = format!("run ptyagent inside its container (nsenter -t {pid} -m -p ptyagent dump ...)");
+        return refuse(pid, comm, kind, remedy);
     }
     let identity = |path: &Path| std::fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino())).ok();
     // A process that has just ended has neither directory; the look at the frozen tree decides about it.

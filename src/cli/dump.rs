@@ -1,0 +1,56 @@
+//! dump: the request and the report.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use ptyagent::dump::{self, After};
+use ptyagent::error::Result;
+use ptyagent::files::socket::{Connections, Policy};
+use ptyagent::ids::Pid;
+use ptyagent::image::Overwrite;
+
+use super::args::DumpArgs;
+use super::output::{count, json, quoted, report, size, time};
+use super::progress::Spinner;
+
+pub fn dump(args: &DumpArgs) -> Result<ExitCode> {
+    let after = match (args.leave_running, args.leave_stopped) {
+        (true, _) => After::LeaveRunning,
+        (_, true) => After::LeaveStopped,
+        _ => After::Kill,
+    };
+    let overwrite = if args.force { Overwrite::Replace } else { Overwrite::Refuse };
+    let dir = args.dir.clone().unwrap_or_else(|| PathBuf::from(format!("ptyagent-{}", args.inject)));
+    let spinner = Spinner::start(format!("saving process {}", args.inject));
+    let done =
+        dump::dump(&dump::Request { root: Pid(args.inject), dir, after, overwrite, connections: connections(args) })?;
+    drop(spinner);
+    report(&if args.json { json(&done) } else { dumped(&done, after) });
+    Ok(ExitCode::SUCCESS)
+}
+
+fn connections(args: &DumpArgs) -> Connections {
+    let policy = |close: bool| if close { Policy::Close } else { Policy::Refuse };
+    Connections { unix: policy(args.ext_unix), tcp: policy(args.tcp_close) }
+}
+
+fn dumped(done: &dump::Report, after: After) -> String {
+    let end = match after {
+        After::Kill => "ended",
+        After::LeaveRunning => "still running",
+        After::LeaveStopped => "left stopped",
+    };
+    let dir = done.dir.to_string_lossy();
+    let mut text = format!(
+        "saved {} and {} of process {} in {dir} ({}); the session is {end}\n",
+        count(done.tasks, "process", "processes"),
+        count(done.terminals, "terminal", "terminals"),
+        done.root,
+        size(done.bytes),
+    );
+    text += &format!("frozen for {}, {} in all\n", time(done.frozen_us), time(done.total_us));
+    for loss in &done.losses {
+        text += &format!("lost: {loss}\n");
+    }
+    text + &format!("to bring it back: ptyagent restore -D {}\n", quoted(&dir))
+}
