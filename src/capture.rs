@@ -16,9 +16,9 @@ use crate::files::socket::flight::Flight;
 use crate::files::socket::{Connections, Sockets};
 use crate::ids::{Pid, Tid};
 use crate::image::Images;
-use crate::inject::batch::{Answers, Ask, Batch};
+use crate::inject::batch::{Ask, Batch};
 use crate::inject::rest::Transfer;
-use crate::inject::{Entry, Infected, Placement, ThreadState, Visit, restart, rseq};
+use crate::inject::{Arrival, Entry, Infected, Placement, ThreadState, Visit, restart, rseq};
 use crate::mem::{self, layout};
 use crate::procfs::{Mapping, Stat};
 use crate::sys::process::pidfd_getfd;
@@ -219,13 +219,13 @@ fn record_files(
     file_records::record(images, tables, ofds, tree, &tty_ids, sockets)
 }
 
-/// A process with the parasite in it, and what its leader answered on the way in.
-struct Entered {
-    captured: Captured,
+/// A process on the way in, and what its leader is asked there.
+struct Entering {
+    pid: Pid,
+    pidfd: OwnedFd,
     guests: Vec<(Stopped, ThreadFacts)>,
     descriptors: Vec<Descriptor>,
     outside: Outside,
-    answers: Answers,
     signals: signals::Asked,
     identity: identity::Asked,
     thread: thread::Asked,
@@ -241,16 +241,20 @@ fn infect_and_ask(
     terminals: &Terminals,
     mode: SurveyMode,
 ) -> Result<Vec<Captured>> {
-    let mut entered = Vec::new();
+    let (mut arrivals, mut entering) = (Vec::new(), Vec::new());
     for known in known {
-        entered.push(enter(known, terminals)?);
+        let (arrival, one) = arrive(known, terminals)?;
+        arrivals.push(arrival);
+        entering.push(one);
     }
+    let entered = Infected::infect_all(arrivals)?;
     tracing::debug!("infected and asked");
     let mut records = tty_records::Records::new();
     let mut processes = Vec::new();
-    for one in entered {
-        let Entered { mut captured, guests, descriptors, outside, answers, signals, identity, thread, timers, ttys } =
-            one;
+    for (one, (tracee, answers)) in entering.into_iter().zip(entered) {
+        let Entering { pid, pidfd, guests, descriptors, outside, signals, identity, thread, timers, ttys } = one;
+        let mappings = outside.mappings.clone();
+        let mut captured = Captured { pid, pidfd, tracee, threads: Vec::new(), mappings };
         let (mut signals, identity) = (signals.answers(&answers), identity.answers(&answers)?);
         signals.timers.posix = timers.answers(&answers)?;
         for tty in &ttys {
@@ -271,7 +275,7 @@ fn infect_and_ask(
     Ok(processes)
 }
 
-fn enter(known: Known, terminals: &Terminals) -> Result<Entered> {
+fn arrive(known: Known, terminals: &Terminals) -> Result<(Arrival, Entering)> {
     let Known { pid, pidfd, leader, threads: guests, outside, descriptors, .. } = known;
     let mut batch = Batch::new();
     let signals = signals::ask(&mut batch);
@@ -279,10 +283,8 @@ fn enter(known: Known, terminals: &Terminals) -> Result<Entered> {
     let thread = thread::ask(&mut batch);
     let timers = timers::ask(&mut batch, &outside.timers);
     let ttys = terminals.ask(pid, &mut batch);
-    let (tracee, answers) = infect(&pidfd, leader, &guests, &outside, &descriptors, batch)?;
-    let mappings = outside.mappings.clone();
-    let captured = Captured { pid, pidfd, tracee, threads: Vec::new(), mappings };
-    Ok(Entered { captured, guests, descriptors, outside, answers, signals, identity, thread, timers, ttys })
+    let arrival = arrival(&pidfd, leader, &guests, &outside, &descriptors, batch)?;
+    Ok((arrival, Entering { pid, pidfd, guests, descriptors, outside, signals, identity, thread, timers, ttys }))
 }
 
 /// Asks a thread that is not the leader; yields it about to go on.
@@ -330,14 +332,14 @@ fn recordable(captured: &Captured, state: &ThreadState, comm: &str, mode: Survey
     Ok(state)
 }
 
-fn infect(
+fn arrival(
     pidfd: &OwnedFd,
     leader: Stopped,
     guests: &[(Stopped, ThreadFacts)],
     outside: &Outside,
     descriptors: &[Descriptor],
     first: Batch,
-) -> Result<(Infected, Answers)> {
+) -> Result<Arrival> {
     let pid = outside.stat.pid;
     let mem = crate::inject::open_mem(pid)?;
     for (thread, facts) in guests.iter().map(|(thread, facts)| (thread, facts)).chain([(&leader, &outside.thread)]) {
@@ -352,7 +354,7 @@ fn infect(
     let left = |transfer: &Transfer| left(pidfd, descriptors, transfer);
     let others = guests.iter().map(|(thread, _)| Ok((thread.tid(), thread.regs()?))).collect::<Result<_>>()?;
     let entry = Entry { pid, pidfd, places, base, placement: Placement::Free, pending, left: &left, others };
-    Infected::infect_and_ask(leader, &entry, first)
+    Arrival::new(leader, &entry, first)
 }
 
 /// How many bytes the rest of a call has to move that came back with fewer than it was asked for, where only a stop can be the reason.

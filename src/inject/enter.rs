@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 
 use libc::user_regs_struct;
 
-use super::batch::{Answers, Batch};
+use super::batch::{Answers, Batch, CallId};
 use super::rest::{self, Transfer, Whereabouts};
 use super::restart::{self, Pending};
 use super::stub::{Cleanup, Place, REGION_NAME, Room, Slot, WayBack};
@@ -16,7 +16,7 @@ use super::{ALL_SIGNALS, Infected, Placement, Stubs, ThreadState, Tracee, blob, 
 use crate::error::{Context, Error, Result, Subject};
 use crate::ids::{Pid, RemoteAddr, RemoteFd, Tid};
 use crate::sys::region::SharedMapping;
-use crate::trace::{StopReason, Stopped, Wait};
+use crate::trace::{Running, StopReason, Stopped, Wait};
 use crate::wire;
 
 /// What the caller knows about a tracee that is to be infected.
@@ -47,34 +47,32 @@ impl Infected {
     ///
     /// On an error the tracee has been given back what it had and was released; it runs on.
     pub fn infect(stopped: Stopped, entry: &Entry<'_>) -> Result<Infected> {
-        Ok(Infected::infect_and_ask(stopped, entry, Batch::new())?.0)
+        let entered = Infected::infect_all(vec![Arrival::new(stopped, entry, Batch::new())?])?;
+        entered.into_iter().next().map(|(infected, _)| infected).ok_or(Error::Gone(entry.pid))
     }
 
-    /// As [`infect`](Infected::infect), with a batch that is run on the way. No call of it may end it early ([`Batch::must`]): the way in
-    /// ends with a call behind it.
-    pub fn infect_and_ask(stopped: Stopped, entry: &Entry<'_>, first: Batch) -> Result<(Infected, Answers)> {
-        let at_stop = ThreadState { regs: stopped.regs()?, xstate: stopped.xstate()?, sigmask: stopped.sigmask()? };
-        let mem = open_mem(entry.pid)?;
-        let room = Room::find(&mem, entry.pid, &entry.places)?;
-        let threads = || entry.others.values().chain([&at_stop.regs]);
-        if threads().any(|regs| room.holds(regs.rip)) {
-            return Err(Error::Leaving(entry.pid));
-        }
-        let site = Site { mem: &mem, pid: entry.pid, room: &room, threads: threads().copied().collect() };
-        let (regs, going_on) = site.resumption(&at_stop.regs, entry.pending, entry.left)?;
-        let original = ThreadState { regs, ..at_stop };
-        let way_back = WayBack { regs: restart::without_kernel_restart(&going_on), sigmask: original.sigmask };
-        let mut bootstrap =
-            Bootstrap { entry, mem, room, way_back, original, going_on, next: Slot::Even, owed_stop: false };
-        match bootstrap.run(stopped) {
-            Ok((stopped, placed)) => bootstrap.start(stopped, placed, first),
-            Err((error, stopped)) => {
-                if let Some(stopped) = stopped {
-                    bootstrap.give_back(stopped)?;
-                }
-                Err(error)
+    /// Brings the parasite into many tracees step by step, so that they run at the same time; yields them with the answers of their batches.
+    ///
+    /// On an error all have been given back what they had, and run on.
+    pub fn infect_all(mut arrivals: Vec<Arrival>) -> Result<Vec<(Infected, Answers)>> {
+        let mut infected = Vec::new();
+        let entered = CALLS.iter().try_for_each(|call| {
+            arrivals.iter_mut().try_for_each(|one| one.begin(*call))?;
+            arrivals.iter_mut().try_for_each(Arrival::pass)?;
+            arrivals.iter_mut().try_for_each(|one| one.finish(*call))
+        });
+        let mut rest = arrivals.into_iter();
+        let started = entered.and_then(|()| {
+            for arrival in rest.by_ref() {
+                infected.push(arrival.start()?);
             }
+            Ok(())
+        });
+        if let Err(error) = started {
+            rest.for_each(Arrival::abandon);
+            return Err(error);
         }
+        infected.into_iter().map(Started::answer).collect()
     }
 }
 
@@ -140,145 +138,231 @@ pub(super) fn calling(back: &user_regs_struct, at: RemoteAddr, nr: i64, args: [u
 ///
 /// A SIGSTOP on its way, which nobody can block, is taken from the tracee and noted in `owed_stop`.
 pub(super) fn run_call(stopped: Stopped, owed_stop: &mut bool) -> Result<(Stopped, i64)> {
-    let mut stopped = stopped;
-    let mut stops = 0;
-    while stops < 2 {
-        let running = stopped.cont_to_syscall()?;
+    let entered = syscall_stop(stopped.cont_to_syscall()?, owed_stop)?;
+    let left = syscall_stop(entered.cont_to_syscall()?, owed_stop)?;
+    let result = left.regs()?.rax as i64;
+    Ok((left, result))
+}
+
+/// Waits for the next syscall stop.
+fn syscall_stop(running: Running, owed_stop: &mut bool) -> Result<Stopped> {
+    let mut running = running;
+    loop {
         let tid = running.tid();
-        stopped = match running.wait()? {
+        let stopped = match running.wait()? {
             Wait::Gone(_) => return Err(Error::Gone(Pid(tid.0))),
             Wait::Stopped(stopped) => stopped,
         };
         match stopped.reason() {
-            StopReason::Syscall => stops += 1,
+            StopReason::Syscall => return Ok(stopped),
             // All other signals are blocked. The release sends it again.
             StopReason::Signal(_) => *owed_stop = true,
             StopReason::Interrupt | StopReason::GroupStop(_) | StopReason::Clone => {}
         }
+        running = stopped.cont_to_syscall()?;
     }
-    let result = stopped.regs()?.rax as i64;
-    Ok((stopped, result))
 }
 
-type Lost = (Error, Option<Stopped>);
-
-/// The region as it is in the tracee before the parasite runs.
-struct Placed {
-    memfd: OwnedFd,
-    mapping: SharedMapping,
-    /// The tracee's number of the memfd.
-    remote_fd: i32,
+/// The calls of the way in, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Call {
+    MakeMemfd,
+    Map,
+    Protect,
 }
 
-struct Bootstrap<'a> {
-    entry: &'a Entry<'a>,
+const CALLS: [Call; 3] = [Call::MakeMemfd, Call::Map, Call::Protect];
+
+/// A tracee on the way in: stopped, or in one of the calls.
+#[must_use = "an arrival must be brought in or given back"]
+#[derive(Debug)]
+pub struct Arrival {
+    pid: Pid,
+    pidfd: OwnedFd,
+    base: u64,
+    placement: Placement,
+    others: BTreeMap<Tid, user_regs_struct>,
     mem: File,
     room: Room,
     way_back: WayBack,
     original: ThreadState,
     going_on: user_regs_struct,
+    first: Batch,
+    tracee: At,
     next: Slot,
     owed_stop: bool,
+    /// The tracee's number of the memfd.
+    remote_fd: Option<i32>,
+    region: Option<(OwnedFd, SharedMapping)>,
+    mapped: Mapped,
 }
 
-impl Bootstrap<'_> {
-    /// The three calls. An error brings the tracee back at a syscall stop in a stub, so that it can be given back its state.
-    fn run(&mut self, stopped: Stopped) -> std::result::Result<(Stopped, Placed), Lost> {
-        // The memfd's name has to lie in the victim's memory: behind the code of the exit slot, which is not yet in use.
-        let name = self.room.slot(Slot::Exit);
-        if let Err(error) = self.mem.write_all_at(REGION_NAME, name.0).during("writing", Subject::Pid(self.entry.pid)) {
-            return Err((error, Some(stopped)));
+#[derive(Debug)]
+enum At {
+    /// Where it was when it was stopped.
+    Home(Stopped),
+    /// At a syscall stop in a stub.
+    Stub(Stopped),
+    /// On its way to the syscall stop that ends a call, or with `Entry` to the one that begins it.
+    Running(Running, NextStop),
+    Lost,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum NextStop {
+    Entry,
+    Exit,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mapped {
+    No,
+    Yes,
+}
+
+impl Arrival {
+    /// Looks where a stopped thread group leader is and where it can be entered. `first` is run on the way in; no call of it may end it early
+    /// ([`Batch::must`]), because a call behind it ends the way in.
+    pub fn new(stopped: Stopped, entry: &Entry<'_>, first: Batch) -> Result<Arrival> {
+        let at_stop = ThreadState { regs: stopped.regs()?, xstate: stopped.xstate()?, sigmask: stopped.sigmask()? };
+        let mem = open_mem(entry.pid)?;
+        let room = Room::find(&mem, entry.pid, &entry.places)?;
+        let threads = || entry.others.values().chain([&at_stop.regs]);
+        if threads().any(|regs| room.holds(regs.rip)) {
+            return Err(Error::Leaving(entry.pid));
         }
-        let size = wire::REGION_SIZE;
-        let (stopped, remote_fd) = self.call(
-            stopped,
-            libc::SYS_memfd_create,
-            [name.0, u64::from(libc::MFD_CLOEXEC), 0, 0, 0, 0],
-            &[Cleanup::CloseResult],
-        )?;
-        let fd = i32::try_from(remote_fd).unwrap_or(-1);
-        let close = Cleanup::Close { fd };
-        let (memfd, mapping) = match self.fetch(fd) {
-            Ok(fetched) => fetched,
-            Err(error) => {
-                let (stopped, _) = self.call(stopped, libc::SYS_close, [fd as u64, 0, 0, 0, 0, 0], &[])?;
-                return Err((error, Some(stopped)));
-            }
-        };
-        let fixed = match self.entry.placement {
-            Placement::Free => libc::MAP_FIXED_NOREPLACE,
-            Placement::Replace => libc::MAP_FIXED,
-        };
-        let flags = (libc::MAP_SHARED | fixed) as u64;
-        let protection = (libc::PROT_READ | libc::PROT_WRITE) as u64;
-        let mapped = self.call(
-            stopped,
-            libc::SYS_mmap,
-            [self.entry.base, size, protection, flags, fd as u64, 0],
-            &[Cleanup::UnmapResult { len: size }, close],
-        );
-        let (stopped, _) = mapped.map_err(|lost| self.close_after(lost, fd))?;
-        let unmap = Cleanup::Unmap { start: self.entry.base, len: size };
-        let text = (libc::PROT_READ | libc::PROT_EXEC) as u64;
-        let (stopped, _) = self.call(
-            stopped,
-            libc::SYS_mprotect,
-            [self.entry.base, wire::DATA_OFFSET, text, 0, 0, 0],
-            &[unmap, close],
-        )?;
-        Ok((stopped, Placed { memfd, mapping, remote_fd: fd }))
+        let site = Site { mem: &mem, pid: entry.pid, room: &room, threads: threads().copied().collect() };
+        let (regs, going_on) = site.resumption(&at_stop.regs, entry.pending, entry.left)?;
+        let original = ThreadState { regs, ..at_stop };
+        let way_back = WayBack { regs: restart::without_kernel_restart(&going_on), sigmask: original.sigmask };
+        let pidfd = entry.pidfd.try_clone().map_err(|error| Error::io("copying", Subject::Pid(entry.pid), &error))?;
+        Ok(Arrival {
+            pid: entry.pid,
+            pidfd,
+            base: entry.base,
+            placement: entry.placement,
+            others: entry.others.clone(),
+            mem,
+            room,
+            way_back,
+            original,
+            going_on,
+            first,
+            tracee: At::Home(stopped),
+            next: Slot::Even,
+            owed_stop: false,
+            remote_fd: None,
+            region: None,
+            mapped: Mapped::No,
+        })
     }
 
-    fn close_after(&mut self, (error, stopped): Lost, fd: i32) -> Lost {
-        let Some(stopped) = stopped else { return (error, None) };
-        match self.call(stopped, libc::SYS_close, [fd as u64, 0, 0, 0, 0, 0], &[]) {
-            Ok((stopped, _)) => (error, Some(stopped)),
-            Err((_, stopped)) => (error, stopped),
+    fn take_stopped(&mut self) -> Result<Stopped> {
+        match std::mem::replace(&mut self.tracee, At::Lost) {
+            At::Home(stopped) | At::Stub(stopped) => Ok(stopped),
+            At::Running(..) | At::Lost => Err(Error::Gone(self.pid)),
+        }
+    }
+
+    /// Sends the tracee into one of the calls.
+    fn begin(&mut self, call: Call) -> Result<()> {
+        let fd = self.remote_fd.unwrap_or(-1);
+        let close = Cleanup::Close { fd };
+        let size = wire::REGION_SIZE;
+        match call {
+            Call::MakeMemfd => {
+                // The memfd's name has to lie in the victim's memory: behind the code of the exit slot, which is not yet in use.
+                let name = self.room.slot(Slot::Exit);
+                self.mem.write_all_at(REGION_NAME, name.0).during("writing", Subject::Pid(self.pid))?;
+                let args = [name.0, u64::from(libc::MFD_CLOEXEC), 0, 0, 0, 0];
+                self.send(libc::SYS_memfd_create, args, &[Cleanup::CloseResult])
+            }
+            Call::Map => {
+                let fixed = match self.placement {
+                    Placement::Free => libc::MAP_FIXED_NOREPLACE,
+                    Placement::Replace => libc::MAP_FIXED,
+                };
+                let flags = (libc::MAP_SHARED | fixed) as u64;
+                let protection = (libc::PROT_READ | libc::PROT_WRITE) as u64;
+                let args = [self.base, size, protection, flags, fd as u64, 0];
+                self.send(libc::SYS_mmap, args, &[Cleanup::UnmapResult { len: size }, close])
+            }
+            Call::Protect => {
+                let text = (libc::PROT_READ | libc::PROT_EXEC) as u64;
+                let args = [self.base, wire::DATA_OFFSET, text, 0, 0, 0];
+                self.send(libc::SYS_mprotect, args, &[Cleanup::Unmap { start: self.base, len: size }, close])
+            }
         }
     }
 
     /// One call from a stub. Memory first, then one SETREGS, then the signal mask, then go.
-    fn call(
-        &mut self,
-        stopped: Stopped,
-        nr: i64,
-        args: [u64; 6],
-        cleanup: &[Cleanup],
-    ) -> std::result::Result<(Stopped, i64), Lost> {
+    fn send(&mut self, nr: i64, args: [u64; 6], cleanup: &[Cleanup]) -> Result<()> {
         let slot = self.next;
         self.next = if slot == Slot::Even { Slot::Odd } else { Slot::Even };
-        let at = match self.room.place(&self.mem, self.entry.pid, slot, cleanup, &self.way_back) {
-            Ok(at) => at,
-            Err(error) => return Err((error, Some(stopped))),
-        };
-        let regs = calling(&self.way_back.regs, at, nr, args);
-        if let Err(error) = stopped.set_regs(&regs).and_then(|()| stopped.set_sigmask(ALL_SIGNALS)) {
-            return Err((error, Some(stopped)));
+        let at = self.room.place(&self.mem, self.pid, slot, cleanup, &self.way_back)?;
+        let stopped = self.take_stopped()?;
+        let sent = stopped.set_regs(&calling(&self.way_back.regs, at, nr, args));
+        let masked = sent.and_then(|()| stopped.set_sigmask(ALL_SIGNALS));
+        self.tracee = At::Stub(stopped);
+        masked?;
+        let running = self.take_stopped()?.cont_to_syscall()?;
+        self.tracee = At::Running(running, NextStop::Entry);
+        Ok(())
+    }
+
+    /// From the stop at the beginning of the call on to the one at its end.
+    fn pass(&mut self) -> Result<()> {
+        if let At::Running(running, NextStop::Entry) = std::mem::replace(&mut self.tracee, At::Lost) {
+            let stopped = syscall_stop(running, &mut self.owed_stop)?;
+            self.tracee = At::Running(stopped.cont_to_syscall()?, NextStop::Exit);
         }
-        let (stopped, result) = run_call(stopped, &mut self.owed_stop).map_err(|error| (error, None))?;
+        Ok(())
+    }
+
+    /// Waits for the end of the call that was begun; yields its raw result.
+    fn result(&mut self) -> Result<i64> {
+        let At::Running(running, NextStop::Exit) = std::mem::replace(&mut self.tracee, At::Lost) else {
+            return Err(Error::Gone(self.pid));
+        };
+        let stopped = syscall_stop(running, &mut self.owed_stop)?;
+        let result = stopped.regs()?.rax as i64;
+        self.tracee = At::Stub(stopped);
+        Ok(result)
+    }
+
+    fn finish(&mut self, call: Call) -> Result<()> {
+        let result = self.result()?;
         if (-4095..0).contains(&result) {
             let errno = nix::errno::Errno::from_raw(-result as i32);
-            let operation = match nr {
-                libc::SYS_memfd_create => "making the parasite's memory",
-                libc::SYS_mmap => "mapping the parasite",
-                _ => "entering",
+            let operation = match call {
+                Call::MakeMemfd => "making the parasite's memory",
+                Call::Map => "mapping the parasite",
+                Call::Protect => "entering",
             };
-            return Err((Error::sys(operation, Subject::Pid(self.entry.pid), errno), Some(stopped)));
+            return Err(Error::sys(operation, Subject::Pid(self.pid), errno));
         }
-        Ok((stopped, result))
+        match call {
+            Call::MakeMemfd => {
+                let fd = i32::try_from(result).unwrap_or(-1);
+                self.remote_fd = Some(fd);
+                self.region = Some(self.fetch(fd)?);
+            }
+            Call::Map => self.mapped = Mapped::Yes,
+            Call::Protect => {}
+        }
+        Ok(())
     }
 
     /// The controller's own copy of the memfd, sized, mapped and filled.
     fn fetch(&self, fd: i32) -> Result<(OwnedFd, SharedMapping)> {
-        let subject = || Subject::Fd(self.entry.pid, fd);
-        let memfd =
-            crate::sys::process::pidfd_getfd(self.entry.pidfd.as_fd(), RemoteFd(fd)).during("fetching", subject())?;
+        let subject = || Subject::Fd(self.pid, fd);
+        let memfd = crate::sys::process::pidfd_getfd(self.pidfd.as_fd(), RemoteFd(fd)).during("fetching", subject())?;
         nix::unistd::ftruncate(&memfd, wire::REGION_SIZE as i64).during("sizing", subject())?;
         let len = usize::try_from(wire::REGION_SIZE).unwrap_or(0);
         let mapping = SharedMapping::new(memfd.as_fd(), len).during("mapping", subject())?;
-        let blob = blob::load(self.entry.base)?;
+        let blob = blob::load(self.base)?;
         mapping.write(0, &blob.bytes).during("writing", subject())?;
-        mapping.write(wire::DATA_OFFSET, &idle_header(self.entry.base)).during("writing", subject())?;
+        mapping.write(wire::DATA_OFFSET, &idle_header(self.base)).during("writing", subject())?;
         Ok((memfd, mapping))
     }
 
@@ -286,51 +370,101 @@ impl Bootstrap<'_> {
     ///
     /// Until the one SETREGS the tracee stands in the stub of the last call, which unmaps the region and closes the memfd. From then on the
     /// parasite runs the batch to its end whether or not there still is a controller.
-    fn start(self, stopped: Stopped, placed: Placed, first: Batch) -> Result<(Infected, Answers)> {
-        let base = self.entry.base;
-        let Placed { memfd, mapping, remote_fd } = placed;
-        let mut first = first;
+    fn start(mut self) -> Result<Started> {
+        let (Some((memfd, mapping)), Some(remote_fd)) = (self.region.take(), self.remote_fd) else {
+            return Err(Error::Gone(self.pid));
+        };
+        let stopped = self.take_stopped()?;
+        let mut first = self.first;
         let close = first.call(libc::SYS_close, [remote_fd.into()]);
         let mut infected = Infected {
-            pid: self.entry.pid,
+            pid: self.pid,
             tracee: Tracee::Lost,
             mem: self.mem,
-            base,
+            base: self.base,
             mapping,
             memfd,
             room: self.room,
             original: self.original,
             going_on: self.going_on,
-            others: self.entry.others.clone(),
+            others: self.others,
             stubs: Stubs::Free,
             owed_stop: self.owed_stop,
         };
         infected.place_exit_stub()?;
         infected.place_batch(&first)?;
         infected.state()?.store(wire::REQUEST, Ordering::Release);
-        let entry = blob::load(base)?.entry;
+        let entry = blob::load(self.base)?.entry;
         let regs = user_regs_struct {
-            rip: base + entry,
-            rdi: base,
-            rsp: base + wire::STACK_TOP,
+            rip: self.base + entry,
+            rdi: self.base,
+            rsp: self.base + wire::STACK_TOP,
             orig_rax: u64::MAX,
             ..self.way_back.regs
         };
         stopped.set_regs(&regs)?;
         infected.tracee = Tracee::Serving(stopped.cont_without_signal()?);
-        let answers = infected.answer(first)?;
-        answers.result(close).during("closing the parasite's memory", Subject::Fd(infected.pid, remote_fd))?;
-        Ok((infected, answers))
+        Ok(Started { infected, first, close, remote_fd })
     }
 
-    /// After a failed step: from the syscall stop in a stub back to where the tracee was.
-    fn give_back(&self, stopped: Stopped) -> Result<()> {
-        stopped.interrupt_next()?;
-        let stopped = stopped.cont_without_signal()?.settle()?;
-        stopped.set_sigmask(self.original.sigmask)?;
+    /// After a failed step: undoes what was done and brings the tracee back to where it was. Where even that fails it is let go in its stub,
+    /// which does the same.
+    fn abandon(mut self) {
+        if let Err(error) = self.give_back() {
+            tracing::debug!(pid = self.pid.0, %error, "a tracee was let go in its stub");
+        }
+        super::send_owed_stop(self.owed_stop, self.pid);
+    }
+
+    fn give_back(&mut self) -> Result<()> {
+        self.pass()?;
+        if matches!(self.tracee, At::Running(..)) {
+            let result = self.result()?;
+            // A memfd that nobody has noted is told by its result; a mapping that was made is told by the address.
+            match (self.remote_fd, result) {
+                (None, fd @ 0..) => self.remote_fd = i32::try_from(fd).ok(),
+                (Some(_), address) if address as u64 == self.base => self.mapped = Mapped::Yes,
+                _ => {}
+            }
+        }
+        if self.mapped == Mapped::Yes {
+            self.undo(libc::SYS_munmap, [self.base, wire::REGION_SIZE, 0, 0, 0, 0])?;
+        }
+        if let Some(fd) = self.remote_fd {
+            self.undo(libc::SYS_close, [fd as u64, 0, 0, 0, 0, 0])?;
+        }
+        let in_stub = matches!(self.tracee, At::Stub(_));
+        let mut stopped = self.take_stopped()?;
+        if in_stub {
+            stopped.interrupt_next()?;
+            stopped = stopped.cont_without_signal()?.settle()?;
+            stopped.set_sigmask(self.original.sigmask)?;
+        }
         stopped.set_regs(&self.going_on)?;
-        self.room.put_back(&self.mem, self.entry.pid)?;
-        super::send_owed_stop(self.owed_stop, self.entry.pid);
+        self.room.put_back(&self.mem, self.pid)?;
         stopped.release()
+    }
+
+    fn undo(&mut self, nr: i64, args: [u64; 6]) -> Result<()> {
+        self.send(nr, args, &[])?;
+        self.pass()?;
+        self.result().map(drop)
+    }
+}
+
+/// A tracee on whose first batch the parasite is.
+struct Started {
+    infected: Infected,
+    first: Batch,
+    close: CallId,
+    remote_fd: i32,
+}
+
+impl Started {
+    fn answer(mut self) -> Result<(Infected, Answers)> {
+        let answers = self.infected.answer(self.first)?;
+        let closed = answers.result(self.close);
+        closed.during("closing the parasite's memory", Subject::Fd(self.infected.pid, self.remote_fd))?;
+        Ok((self.infected, answers))
     }
 }

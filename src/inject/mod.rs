@@ -39,7 +39,7 @@ use crate::wire::{self, Header};
 use batch::{Answers, Ask, Batch};
 use stub::{Room, Slot, WayBack};
 
-pub use enter::{Entry, nothing_left, open_mem};
+pub use enter::{Arrival, Entry, nothing_left, open_mem};
 pub use stub::{Place, content_end as vdso_content_end};
 pub use visit::{Guest, Visit};
 
