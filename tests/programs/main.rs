@@ -10,6 +10,7 @@ mod support;
 
 mod editors;
 mod pipelines;
+mod servers;
 mod shells;
 
 use std::path::Path;
@@ -39,7 +40,7 @@ struct Program {
 }
 
 fn all() -> Vec<Program> {
-    [shells::programs(), editors::programs(), pipelines::programs()].concat()
+    [shells::programs(), editors::programs(), pipelines::programs(), servers::programs()].concat()
 }
 
 fn run(program: Program) {

@@ -1,0 +1,146 @@
+//! Programs that serve others through sockets, and their clients.
+
+use crate::Program;
+use crate::support::{Holder, PATIENCE, until};
+
+const BASH: &[&str] = &["bash", "--norc", "--noprofile", "-i"];
+
+pub fn programs() -> Vec<Program> {
+    vec![tmux(), ssh_agent(), node()]
+}
+
+/// A shell below a process that adopts what daemons leave behind, so that they stay in the tree.
+const ADOPTING: &[&str] = &["/usr/bin/python3", "-c", ADOPT];
+const ADOPT: &str = "import ctypes, os, sys
+ctypes.CDLL(None).prctl(36, 1)
+shell = os.spawnvp(os.P_NOWAIT, 'bash', ['bash', '--norc', '--noprofile', '-i'])
+while os.wait()[0] != shell: pass";
+
+fn wait_for(holder: &Holder, text: &str) {
+    holder.wait_for_screen(text, PATIENCE, |screen| screen.contents().contains(text));
+}
+
+/// Types keys and waits for what they make the terminal show.
+fn keys(holder: &Holder, keys: &str, answer: &str) {
+    let seen = holder.output().len();
+    holder.type_keys(keys);
+    holder.wait_for_new_output(seen, answer);
+}
+
+fn wait_for_file(path: &std::path::Path) {
+    until("file", PATIENCE, || path.exists().then_some(()), || path.display().to_string());
+}
+
+/// A server and its client in the foreground: two windows, three panes, lines that have scrolled away.
+fn tmux() -> Program {
+    Program {
+        name: "tmux, server and client",
+        needs: &[("tmux", "tmux"), ("python3", "python3")],
+        argv: ADOPTING,
+        begin: |holder, dir| {
+            holder.wait_for_text("$ ");
+            std::fs::write(
+                dir.join("conf"),
+                "set -g default-command \"PS1='> ' exec bash --norc --noprofile -i\"\nset -g status off\nset -g assume-paste-time 0\n",
+            )
+            .unwrap();
+            holder.type_keys(format!("cd {}; clear; tmux -S s -f conf new -s work\r", dir.display()));
+            wait_for_file(&dir.join("s"));
+            keys(holder, "n=1; echo first $((n + 1))\r", "first 2");
+            keys(holder, "seq 1000\r", "1000");
+            keys(holder, "\x02c", "> ");
+            keys(holder, "n=2; echo second $((n + 1))\r", "second 3");
+            keys(holder, "\x02\"", "> ");
+            keys(holder, "n=3; echo third $((n + 1))\r", "third 4");
+        },
+        go_on: |holder, _, round| {
+            keys(
+                holder,
+                &format!("echo \"n is <$((n += {round}))>\"\r"),
+                &format!("n is <{}>", 3 + round * (round + 1) / 2),
+            );
+        },
+        end: |holder, _| {
+            holder.type_keys("\x02o");
+            keys(holder, "echo \"other <$n>\"\r", "other <2>");
+            // The first window, and its lines.
+            keys(holder, "\x02p", "1000");
+            holder.type_keys(
+                "clear; tmux -S s capture-pane -p -S - | grep -c '^[0-9][0-9]*$'; tmux -S s list-panes -a | wc -l\r",
+            );
+            wait_for(holder, "\n1000\n3");
+            keys(holder, "\x02d", "detached");
+            keys(holder, "tmux -S s kill-server; echo \"ended <$?>\"\r", "ended <0>");
+        },
+        rests: true,
+    }
+}
+
+/// An agent that holds a key.
+fn ssh_agent() -> Program {
+    Program {
+        name: "ssh-agent",
+        needs: &[("ssh-agent", "openssh-client")],
+        argv: BASH,
+        begin: |holder, dir| {
+            holder.wait_for_text("$ ");
+            holder.type_keys(format!("cd {}; ssh-agent -D -a agent >out &\r", dir.display()));
+            wait_for_file(&dir.join("agent"));
+            keys(
+                holder,
+                "export SSH_AUTH_SOCK=agent; ssh-keygen -q -t ed25519 -N '' -C 'a key' -f key && ssh-add key && rm key; clear; echo \"added <$?>\"\r",
+                "added <0>\r\n\x1b[?2004h$ ",
+            );
+        },
+        go_on: |holder, _, round| {
+            keys(
+                holder,
+                &format!("clear; ssh-add -l; echo listed \"<{round}>\"\r"),
+                &format!("listed <{round}>\r\n\x1b[?2004h$ "),
+            );
+            wait_for(holder, "a key (ED25519)");
+        },
+        end: |holder, dir| {
+            keys(
+                holder,
+                "echo text >text; ssh-keygen -q -Y sign -f key.pub -n test text; echo \"signed <$?>\"\r",
+                "signed <0>",
+            );
+            assert!(dir.join("text.sig").exists());
+            keys(holder, "kill %1; wait %1; echo \"ended <$?>\"\r", "ended <");
+        },
+        rests: true,
+    }
+}
+
+/// A REPL with timers, and a value that is not there yet.
+fn node() -> Program {
+    Program {
+        name: "node with timers",
+        needs: &[("node", "nodejs")],
+        argv: &["node", "-i"],
+        begin: |holder, _| {
+            holder.wait_for_text("> ");
+            keys(
+                holder,
+                "let ticks = 0, before = 0, timer = setInterval(() => ticks++, 20), late = new Promise(done => setTimeout(done, 4000, 'it is <late>'))\r",
+                "undefined",
+            );
+        },
+        go_on: |holder, _, round| {
+            keys(
+                holder,
+                &format!(
+                    "before = ticks; setTimeout(() => console.log('round {round} ' + (ticks > before) + '!'), 300); 0\r"
+                ),
+                &format!("round {round} true!"),
+            );
+        },
+        end: |holder, _| {
+            keys(holder, "late.then(console.log); 0\r", "it is <late>");
+            holder.type_keys(".exit\r");
+            assert!(holder.wait_for_exit(PATIENCE).success());
+        },
+        rests: true,
+    }
+}
