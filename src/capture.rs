@@ -27,7 +27,7 @@ use crate::task::freeze::{Frozen, FrozenProcess, freeze};
 use crate::task::record::{self, Outside};
 use crate::task::survey::{Survey, SurveyMode, recheck, refuse_outsiders, refuse_threads, refuse_unsupported, survey};
 use crate::task::thread::{self, ThreadFacts};
-use crate::task::{identity, signals, timers};
+use crate::task::{identity, seccomp, signals, timers};
 use crate::trace::{StopReason, Stopped};
 use crate::tty::record::{self as tty_records, Terminals};
 use crate::wire;
@@ -346,6 +346,10 @@ fn arrival(
         if let Some(config) = &facts.rseq {
             rseq::abort_section(thread, &mem, pid, config)?;
         }
+    }
+    if !outside.filters.is_empty() {
+        seccomp::refuse_harmful(pid, &outside.stat.comm_text(), &outside.filters, &first)?;
+        leader.set_options(ptrace::OPTIONS | ptrace::OPTION_SUSPEND_SECCOMP)?;
     }
     let base = layout::hole(layout::ranges(&outside.mappings), wire::REGION_SIZE)
         .ok_or_else(|| Error::failed(format!("process {pid} has no room for the parasite in its address space")))?;

@@ -5,7 +5,7 @@ mod support;
 
 use std::fs;
 
-use support::{check, check_and, tree};
+use support::{check, check_and, refused, tree};
 
 #[test]
 fn advice_names_locks_guards_and_seals() {
@@ -34,4 +34,20 @@ fn memory_in_common_with_the_parent() {
         assert!((50..75).contains(&stored), "{stored} MiB of images");
         assert!((50..75).contains(&used), "{used} MiB of memory");
     });
+}
+
+#[test]
+fn seccomp_filters() {
+    check("attributes", "filters", 2);
+}
+
+#[test]
+fn seccomp_filters_of_another_user() {
+    check("attributes", "filters_of_another_user", 2);
+}
+
+#[test]
+fn seccomp_under_which_a_dump_would_be_harmful_is_refused() {
+    refused("attributes", "harmful_filter", "kills it for system call 36");
+    refused("attributes", "strict", "strict seccomp mode");
 }

@@ -164,11 +164,7 @@ fn traced_items() -> Vec<Item> {
             "A thread inside a restartable sequence is only found by a guess at its C library.",
         ),
         item("extended registers", with_child(xstate), "Vector registers cannot be saved: nothing can be dumped."),
-        item(
-            "suspend seccomp",
-            suspended_seccomp(),
-            "Programs under a seccomp filter are asked only what their filter allows.",
-        ),
+        item("suspend seccomp", suspended_seccomp(), "Programs under a seccomp filter are refused."),
     ]
 }
 

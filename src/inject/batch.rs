@@ -191,6 +191,12 @@ impl Batch {
         n * size_of::<Call>() + RESULT_AT
     }
 
+    /// The calls with those arguments that are plain values; addresses are 0.
+    pub fn plain_calls(&self) -> impl Iterator<Item = (i64, [u64; 6])> + '_ {
+        let plain = |arg: &Arg| if let Arg::Value(value) = arg { *value } else { 0 };
+        self.calls.iter().map(move |(nr, args, _)| (*nr, std::array::from_fn(|n| plain(&args[n]))))
+    }
+
     /// How many calls the batch holds.
     pub fn len(&self) -> usize {
         self.calls.len()

@@ -249,7 +249,13 @@ impl Execution<'_> {
             Step::CreateThread { pid, tid } => {
                 threads::create(self.stubs.get(*pid)?, self.images, *tid, &self.inherited, &self.processor)
             }
-            Step::Identify { pid } => build::identify(self.stubs.get(*pid)?, self.images, &self.inherited),
+            Step::Identify { pid } => {
+                let stub = self.stubs.get(*pid)?;
+                let core = self.images.cores.get(pid).ok_or(Error::Gone(Pid(*pid as i32)))?;
+                // The filters are suspended until the task is let go; before the credentials there is the right to install them.
+                crate::task::seccomp::restore(&mut stub.tracee, self.images, core, stubs::OPTIONS)?;
+                build::identify(stub, self.images, &self.inherited)
+            }
             Step::Die { pid, status } => self.die(*pid, *status),
             Step::HangUp { index } => {
                 self.pairs.hang_up(*index);

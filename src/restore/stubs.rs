@@ -19,7 +19,7 @@ use crate::trace::{Running, Stopped};
 use crate::wire;
 
 /// Stubs die with the restore, and their children are traced from birth.
-const OPTIONS: i32 = ptrace::OPTIONS | ptrace::OPTION_TRACECLONE | ptrace::OPTION_EXITKILL;
+pub const OPTIONS: i32 = ptrace::OPTIONS | ptrace::OPTION_TRACECLONE | ptrace::OPTION_EXITKILL;
 const CLONE_PARENT: u64 = libc::CLONE_PARENT as u64;
 const CLONE_ARGS_SIZE: usize = 88;
 const RSEQ_UNREGISTER: u64 = 1;

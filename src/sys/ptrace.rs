@@ -148,6 +148,16 @@ pub fn rseq_configuration(tid: Tid) -> Result<RseqConfiguration, Errno> {
     Ok(config)
 }
 
+/// PTRACE_SECCOMP_GET_FILTER: the program of a filter, 0 the newest. ENOENT: there is no such filter; EACCES: without CAP_SYS_ADMIN; EINVAL: no
+/// filters at all. Linux 4.4.
+pub fn seccomp_filter(tid: Tid, index: usize) -> Result<Vec<u8>, Errno> {
+    const PTRACE_SECCOMP_GET_FILTER: u32 = 0x420c;
+    let count = request(PTRACE_SECCOMP_GET_FILTER, tid, index, 0)?;
+    let mut program = vec![0u8; usize::try_from(count).unwrap_or(0) * 8];
+    request(PTRACE_SECCOMP_GET_FILTER, tid, index, program.as_mut_ptr() as usize)?;
+    Ok(program)
+}
+
 /// How a wait for a thread ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Status {

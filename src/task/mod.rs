@@ -5,6 +5,7 @@ pub mod freeze;
 pub mod identity;
 pub mod record;
 pub mod regs;
+pub mod seccomp;
 pub mod signals;
 pub mod survey;
 pub mod thread;

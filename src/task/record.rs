@@ -14,6 +14,7 @@ use crate::procfs::{Auxv, Mapping, Sharing, Stat, Status};
 use crate::sys::ptrace::PendingQueue;
 
 use super::identity::Identity;
+use super::seccomp;
 use super::signals::{self, Signals};
 use super::survey::{Alive, TaskFacts};
 use super::thread::{self, ThreadFacts, Told};
@@ -39,6 +40,8 @@ pub struct Outside {
     pub oom_score_adj: Option<i32>,
     pub coredump_filter: Option<u32>,
     pub timers: Vec<PosixTimer>,
+    /// Seccomp filters, the oldest first.
+    pub filters: Vec<Vec<u8>>,
     /// The signal that had stopped it.
     pub stop_signal: Option<i32>,
 }
@@ -62,6 +65,7 @@ impl Outside {
             oom_score_adj: alive.oom_score_adj,
             coredump_filter: alive.coredump_filter,
             timers: alive.timers.clone().unwrap_or_default(),
+            filters: if facts.status.seccomp == Some(2) { seccomp::filters(pid.into())? } else { Vec::new() },
             stop_signal,
         })
     }
@@ -90,7 +94,13 @@ pub fn record(
     record_fs(images, files, outside);
     record_mm(images, files, outside, identity);
     let task = task_core(outside, state, signals, identity);
-    let core = pb::CoreEntry { tc: Some(task), ids: Some(ids), ..thread::core(&outside.thread, state, told)? };
+    let mut core = pb::CoreEntry { tc: Some(task), ids: Some(ids), ..thread::core(&outside.thread, state, told)? };
+    if !outside.filters.is_empty() {
+        let newest = seccomp::record(images, &outside.filters);
+        if let Some(thread) = &mut core.thread_core {
+            (thread.seccomp_mode, thread.seccomp_filter) = (Some(pb::SeccompMode::Filter as i32), newest);
+        }
+    }
     images.cores.insert(pid, core);
     let own = images.own.get_or_insert_default();
     own.tasks.push(own_task(outside, identity, told));

@@ -65,6 +65,30 @@ fn check_with(
     });
 }
 
+/// Lets a victim prepare a kind of state that is refused with these words; it goes on as if nothing had happened.
+pub fn refused(program: &'static str, name: &'static str, words: &'static str) {
+    with_timeout(LIMIT, move || {
+        let _serial = serial();
+        let _subreaper = subreaper();
+        let dir = TempDir::new();
+        let mut command = Command::new(compile(program));
+        command.arg(dir.path()).arg(name).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        assert!(command.status().unwrap().success());
+        let read = |file: &str| fs::read_to_string(dir.join(file)).unwrap_or_default();
+        let pid: i32 = until("ready victim", PATIENCE, || read("ready").parse().ok(), || read("result"));
+        let _end = EndSession(pid);
+        asleep(pid);
+        let images = dir.join("images");
+        let output = super::ptyagent(&["dump", "--inject", &pid.to_string(), "-D", images.to_str().unwrap()]);
+        assert_eq!(output.status.code(), Some(3), "{}", super::report(&output));
+        assert!(super::report(&output).contains(words), "{}", super::report(&output));
+        assert!(!images.exists());
+        File::options().read(true).write(true).open(dir.join("go")).unwrap().write_all(b"g").unwrap();
+        until("verdict", PATIENCE, || read("result").ends_with("done\n").then_some(()), || read("result"));
+        assert_eq!(read("result"), "done\n");
+    });
+}
+
 /// Leaves out what a restore does not bring back as it was: the inode numbers of shared anonymous memory, which the kernel gives anew, and the
 /// border between private anonymous mappings side by side, which the kernel merges where they come to be untouched.
 fn comparable(shown: &str) -> String {

@@ -1,8 +1,12 @@
 /* What the kernel keeps for a process beside its memory and its files. See check.h. */
 #define _GNU_SOURCE
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <signal.h>
+#include <stddef.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <time.h>
 
 #include "check.h"
@@ -102,10 +106,91 @@ static void timers(void)
 	expect(fresh != interval && fresh != idle && fresh != silent && fresh != thread && fresh != processor && fresh != fired);
 }
 
+static void filter(struct sock_filter *program, size_t count)
+{
+	struct sock_fprog all = { count, program };
+	if (prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &all, 0, 0))
+		die("filter");
+}
+
+/* ACTION for one system call, the rest is allowed. */
+static void filter_one(unsigned number, unsigned action)
+{
+	struct sock_filter program[] = {
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, number, 0, 1),
+		BPF_STMT(BPF_RET | BPF_K, action),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+	};
+	filter(program, sizeof program / sizeof *program);
+}
+
+static void expect_filtered(void)
+{
+	expect(syscall(SYS_getpriority, 0, 0) == -1 && errno == 77);
+	/* The filter that was installed later denies this, the one before it would kill. */
+	expect(syscall(SYS_getuid) >= 0);
+	expect(syscall(SYS_memfd_create, "x", 0) == -1 && errno == EACCES);
+	pid_t child = fork();
+	if (!child) {
+		syscall(SYS_mincore, 0, 0, 0);
+		_exit(0);
+	}
+	int status;
+	same(waitpid(child, &status, 0), child);
+	expect(WIFSIGNALED(status) && WTERMSIG(status) == SIGSYS);
+}
+
+/* Filters that deny what the dump itself calls inside (memfd_create), that deny with a number, and that kill. */
+static void filters(void)
+{
+	prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+	filter_one(SYS_getpriority, SECCOMP_RET_ERRNO | 77);
+	filter_one(SYS_mincore, SECCOMP_RET_KILL_PROCESS);
+	filter_one(SYS_memfd_create, SECCOMP_RET_ERRNO | EACCES);
+	pause_here();
+	expect_filtered();
+}
+
+/* Without no_new_privs, and without the capability that installed it. */
+static void filters_of_another_user(void)
+{
+	filter_one(SYS_getpriority, SECCOMP_RET_ERRNO | 77);
+	filter_one(SYS_mincore, SECCOMP_RET_KILL_PROCESS);
+	filter_one(SYS_memfd_create, SECCOMP_RET_ERRNO | EACCES);
+	if (chmod(".", 0777) || setresgid(65534, 65534, 65534) || setresuid(65534, 65534, 65534))
+		die("setresuid");
+	say_ready(getpid());
+	wait_for_go();
+	same(prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0), 0);
+	expect_filtered();
+}
+
+/* A filter under which the parasite could not leave. */
+static void harmful_filter(void)
+{
+	prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+	filter_one(SYS_getitimer, SECCOMP_RET_KILL_PROCESS);
+	pause_here();
+}
+
+static void strict(void)
+{
+	say_ready(getpid());
+	prctl(PR_SET_SECCOMP, SECCOMP_MODE_STRICT, 0, 0, 0);
+	wait_for_go();
+	if (write(result, "done\n", 5))
+		syscall(SYS_exit, 0);
+}
+
 int main(int argc, char **argv)
 {
 	static const struct check checks[] = {
 		{ "timers", timers },
+		{ "filters", filters },
+		{ "filters_of_another_user", filters_of_another_user },
+		{ "harmful_filter", harmful_filter },
+		{ "strict", strict },
 	};
 	return run_check(argc, argv, checks, sizeof checks / sizeof *checks);
 }

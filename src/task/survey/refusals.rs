@@ -111,6 +111,7 @@ pub(super) fn refuse_uninjectable(survey: &Survey, task: &TaskFacts) -> Result<(
             _ => refuse(pid, comm, "its main thread has ended while others run on", "end the program, then try again"),
         };
     };
+    refuse_strict_seccomp(task)?;
     if waits_in_vfork(pid) {
         return refuse_vfork(survey, task);
     }
@@ -123,6 +124,25 @@ pub(super) fn refuse_uninjectable(survey: &Survey, task: &TaskFacts) -> Result<(
         ),
         false => Ok(()),
     }
+}
+
+/// Strict mode admits no call of ours; a filter is evaluated later, for the one thread of its process.
+fn refuse_strict_seccomp(task: &TaskFacts) -> Result<()> {
+    let (pid, comm, remedy) = (task.pid, task.comm(), "end that program, then try again");
+    if task.status.seccomp == Some(1) {
+        return refuse(pid, comm, "it runs in strict seccomp mode", remedy);
+    }
+    for tid in task.threads.iter().filter(|_| task.threads.len() > 1) {
+        match Status::read_thread(pid, *tid) {
+            Ok(status) if status.seccomp.unwrap_or(0) != 0 => {
+                let kind = format!("it has several threads, and its thread {tid} runs under a seccomp filter");
+                return refuse(pid, comm, kind, remedy);
+            }
+            Ok(_) | Err(Error::Gone(_)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// Whether a process waits for the child that it made with vfork. The kernel's function that waits may be part of its caller, where nothing
@@ -168,7 +188,6 @@ pub fn refuse_unsupported(survey: &Survey) -> Result<()> {
     }
     for (task, alive) in survey.living() {
         refuse_surroundings(task, alive, &ours)?;
-        refuse_state(task)?;
         for mapping in &alive.maps {
             refuse_mapping(task, mapping)?;
         }
@@ -228,14 +247,6 @@ fn refuse_surroundings(task: &TaskFacts, alive: &Alive, namespaces: &Namespaces)
 
 fn is_deleted(link: &std::ffi::OsStr) -> bool {
     link.as_bytes().ends_with(b" (deleted)")
-}
-
-fn refuse_state(task: &TaskFacts) -> Result<()> {
-    let (pid, comm) = (task.pid, task.comm());
-    if task.status.seccomp.unwrap_or(0) != 0 {
-        return refuse(pid, comm, "it runs under a seccomp filter", "end that program, then dump again");
-    }
-    Ok(())
 }
 
 /// Mappings of things that are neither memory, nor plain files, nor the kernel's own pages.
@@ -321,7 +332,7 @@ pub(super) fn first_shared(pids: &[Pid], kind: KcmpType) -> Result<Option<(Pid, 
     Ok(None)
 }
 
-/// Refuses the first thread that has a descriptor table, directories or namespaces of its own (unshare(2) in a thread), or a seccomp filter.
+/// Refuses the first thread that has a descriptor table, directories or namespaces of its own (unshare(2) in a thread).
 pub fn refuse_threads(survey: &Survey) -> Result<()> {
     for (task, alive) in survey.living() {
         let leader = Tid::from(task.pid);
@@ -350,9 +361,6 @@ fn refuse_thread(task: &TaskFacts, alive: &Alive, tid: Tid) -> Result<()> {
     }
     if !Namespaces::read(Pid(tid.0))?.differences(&alive.namespaces).is_empty() {
         return refuse(pid, comm, format!("its thread {tid} is in other namespaces than the process"), remedy);
-    }
-    if Status::read_thread(pid, tid)?.seccomp.unwrap_or(0) != 0 {
-        return refuse(pid, comm, format!("its thread {tid} runs under a seccomp filter"), remedy);
     }
     Ok(())
 }
