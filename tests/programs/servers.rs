@@ -66,7 +66,7 @@ fn tmux() -> Program {
             // The first window, and its lines.
             keys(holder, "\x02p", "1000");
             holder.type_keys(
-                "clear; tmux -S s capture-pane -p -S - | grep -c '^[0-9][0-9]*$'; tmux -S s list-panes -a | wc -l\r",
+                "tmux -S s capture-pane -p -S - | grep -c '^[0-9][0-9]*$'; tmux -S s list-panes -a | wc -l\r",
             );
             wait_for(holder, "\n1000\n3");
             keys(holder, "\x02d", "detached");
