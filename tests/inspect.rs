@@ -76,7 +76,7 @@ fn a_shell_that_reads() {
 fn a_shell_in_a_busy_loop() {
     with_timeout(LIMIT, || {
         let pty = Pty::bash();
-        pty.type_keys("trap 'echo at=$i=' INT; while :; do ((i++)); done; echo left\r");
+        pty.type_keys("trap 'echo at=$i=' INT; echo be''gun; while :; do ((i++)); done; echo left\r");
         let count = |at: usize| {
             // The trap's lines are the victim's clock: each answers one ^C.
             pty.type_keys([3]);
@@ -88,6 +88,7 @@ fn a_shell_in_a_busy_loop() {
             };
             until("answer to ^C", PATIENCE, line, || pty.screen_text())
         };
+        pty.wait_for_text("\nbegun");
         until("loop", PATIENCE, || (snapshot(pty.pid()).stat.state == 'R').then_some(()), || pty.screen_text());
         let first = count(0);
         inspect_again_and_again("busy", pty.pid());

@@ -7,10 +7,12 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
-use crate::error::{Error, Refusal, Result};
+use crate::error::{Context, Error, Refusal, Result, Subject};
 use crate::ids::{Pid, Tid};
+use crate::inject;
 use crate::procfs::{self, Stat};
 use crate::sys::process::{pidfd_open, pidfd_poll};
 use crate::sys::ptrace;
@@ -212,11 +214,16 @@ fn leave_vdso(pid: Pid, stopped: Stopped) -> std::result::Result<Stopped, (Error
     Ok(stopped)
 }
 
-/// Empty where the process has none.
+/// The code of the vDSO, without the unused tail: a thread there is in a stub of ours, which finishes a call (see `inject::rest`). Empty where the
+/// process has none.
 fn vdso_range(pid: Pid) -> Result<Range<u64>> {
     let mappings = procfs::maps::read(pid)?;
-    let vdso = mappings.iter().find(|mapping| mapping.is("[vdso]"));
-    Ok(vdso.map_or(0..0, |vdso| vdso.start.0..vdso.end.0))
+    let Some(vdso) = mappings.iter().find(|mapping| mapping.is("[vdso]")) else { return Ok(0..0) };
+    let mut image = vec![0u8; usize::try_from(vdso.end.0 - vdso.start.0).unwrap_or(0)];
+    let read = inject::open_mem(pid)?.read_exact_at(&mut image, vdso.start.0);
+    read.during("reading the vDSO", Subject::Pid(pid))?;
+    let used = inject::vdso_content_end(&image).unwrap_or(image.len());
+    Ok(vdso.start.0..vdso.start.0 + used as u64)
 }
 
 fn pin(pid: Pid) -> Result<OwnedFd> {

@@ -3,11 +3,12 @@
 use ptyagent::sys::tty;
 
 use crate::cases::Case;
-use crate::support::{Arg, RDWR, Stage};
+use crate::support::{Arg, RDWR, Stage, room};
 
 const GROUP: &str = "pairs";
 const MASTER: i32 = 10;
 const SLAVE: i32 = 20;
+const EPOLL: i32 = 3;
 
 pub fn cases() -> Vec<Case> {
     vec![
@@ -59,13 +60,13 @@ pub fn cases() -> Vec<Case> {
         }),
         Case::kept(GROUP, "an index over 1500", index_over_1000),
         Case::refused(GROUP, "a pair in another devpts instance", "another devpts instance", other_instance),
-        Case::refused(GROUP, "a terminal in flight in a unix socket", "a socket", in_flight),
-        Case::refused(GROUP, "a terminal in an epoll set", "an epoll instance", |s| {
+        Case::kept(GROUP, "a terminal in an epoll set", |s| {
             s.pair("root", MASTER, SLAVE);
-            let epoll = s.must("root", libc::SYS_epoll_create1, &[0.into()]).result as i32;
-            let event = [libc::EPOLLIN.to_ne_bytes(), [0; 4], [0; 4]].concat();
-            s.must("root", libc::SYS_epoll_ctl, &[epoll.into(), 1.into(), SLAVE.into(), event.as_slice().into()]);
-        }),
+            assert_eq!(s.must("root", libc::SYS_epoll_create1, &[0.into()]).result, i64::from(EPOLL));
+            let event = [libc::EPOLLIN.to_ne_bytes(), [7; 4], [9; 4]].concat();
+            s.must("root", libc::SYS_epoll_ctl, &[EPOLL.into(), 1.into(), SLAVE.into(), event.as_slice().into()]);
+        })
+        .verified(polled),
     ]
 }
 
@@ -210,10 +211,15 @@ fn other_instance(s: &mut Stage) {
     s.must("child", libc::SYS_chdir, &[dir.as_str().into()]);
 }
 
-fn in_flight(s: &mut Stage) {
-    s.pair("root", MASTER, SLAVE);
-    let sockets = s.must("root", libc::SYS_socketpair, &[1.into(), 1.into(), 0.into(), crate::support::room(8)]);
-    let end = i32::from_ne_bytes(sockets.rooms[0][..4].try_into().unwrap());
-    // The message is not sent: a socket is refused whatever waits in it.
-    s.write("root", end, b"x");
+/// What the set tells before there is input, and with it.
+fn polled(s: &mut Stage) -> Vec<String> {
+    let ask = |s: &mut Stage| {
+        let answer = s.sys("root", libc::SYS_epoll_wait, &[EPOLL.into(), room(12), 1.into(), 0.into()]);
+        format!("{}:{:?}", answer.result, answer.rooms[0])
+    };
+    let quiet = ask(s);
+    s.write("root", MASTER, b"line\n");
+    let told = ask(s);
+    assert!(quiet.starts_with("0:") && told.starts_with("1:"), "{quiet} {told}");
+    [vec![quiet, told], s.exhaust()].concat()
 }
