@@ -11,9 +11,9 @@ use crate::files::dump as file_records;
 use crate::files::dump::{FileIds, Table};
 use crate::files::kind::{Descriptor, FileKind};
 use crate::files::ofd::{self, OfdTable};
-use crate::files::pipe;
 use crate::files::socket::flight::Flight;
 use crate::files::socket::{Connections, Sockets};
+use crate::files::{locks, pipe};
 use crate::ids::{Pid, Tid};
 use crate::image::Images;
 use crate::inject::batch::{Ask, Batch};
@@ -203,7 +203,8 @@ fn refuse_outside(tables: &[Table<'_>]) -> Result<()> {
         })
         .collect();
     let inside: Vec<Pid> = tables.iter().map(|table| table.pid).collect();
-    pipe::refuse_outside_pipes(tables, &pipe::outside_pipes(&inside, &wanted))
+    pipe::refuse_outside_pipes(tables, &pipe::outside_pipes(&inside, &wanted))?;
+    locks::refuse_waiters(tables, &inside)
 }
 
 fn record_files(
@@ -216,7 +217,9 @@ fn record_files(
 ) -> Result<()> {
     let tty_ids: BTreeMap<_, _> =
         terminals.of_ofd.iter().map(|(ofd, (index, peer))| (*ofd, tty_records::info_id(*index, *peer))).collect();
-    file_records::record(images, tables, ofds, tree, &tty_ids, sockets)
+    file_records::record(images, tables, ofds, tree, &tty_ids, sockets)?;
+    images.locks = locks::record(tables, ofds)?;
+    Ok(())
 }
 
 /// A process on the way in, and what its leader is asked there.

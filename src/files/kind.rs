@@ -11,6 +11,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use crate::error::{Error, Refusal, Result};
+use crate::files::locks::Lock;
 use crate::files::socket::is_carried;
 use crate::ids::{Pid, PtyIndex, RemoteFd};
 use crate::procfs::{self, Device, FdInfo, fdinfo};
@@ -275,8 +276,11 @@ impl Descriptor {
         if let Some(remedy) = self.kind.remedy() {
             return refuse(self.to_string(), remedy);
         }
-        match self.info.locks.first() {
-            Some(_) => refuse(format!("a file lock on {self}"), "let the program release the lock, then dump again"),
+        match self.info.locks.iter().find(|line| Lock::parse(line).is_none()) {
+            Some(line) => refuse(
+                format!("a lock of an unknown kind on {self} ({line})"),
+                "let the program release it, then dump again",
+            ),
             None => Ok(()),
         }
     }

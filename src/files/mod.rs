@@ -7,6 +7,7 @@ pub mod dump;
 pub mod epoll;
 pub mod eventfd;
 pub mod kind;
+pub mod locks;
 pub mod ofd;
 pub mod owner;
 pub mod pidfd;

@@ -35,6 +35,7 @@ pub fn encode(images: &Images) -> Result<Vec<(Kind, Vec<u8>)>> {
     unless_empty(&mut files, Kind::TtyInfo, &images.tty_info)?;
     unless_empty(&mut files, Kind::TtyData, &images.tty_data)?;
     unless_empty(&mut files, Kind::RemapFpath, &images.remaps)?;
+    unless_empty(&mut files, Kind::FileLocks, &images.locks)?;
     unless_empty(&mut files, Kind::Memfd, &images.memfds)?;
     unless_empty(&mut files, Kind::Seccomp, images.seccomp.as_slice())?;
     unless_empty(&mut files, Kind::StatsDump, images.stats.as_slice())?;
@@ -76,6 +77,7 @@ pub fn decode(images: &mut Images, kind: Kind, path: &Path, bytes: &[u8]) -> Res
         Kind::PipesData => images.pipes_data = decode_pipes(&mut file)?,
         Kind::FifoData => images.fifo_data = decode_pipes(&mut file)?,
         Kind::RemapFpath => images.remaps = file.all()?,
+        Kind::FileLocks => images.locks = file.all()?,
         Kind::GhostFile(id) => _ = images.ghosts.insert(id, decode_ghost(&mut file)?),
         Kind::SkQueues => images.sk_queues = decode_packets(&mut file)?,
         // CRIU 4 writes an empty list as a file without any entry.

@@ -74,6 +74,8 @@ pub struct Images {
     #[serde(skip_serializing_if = "text::is_default")]
     pub fifo_data: Vec<PipeData>,
     #[serde(skip_serializing_if = "text::is_default")]
+    pub locks: Vec<pb::FileLockEntry>,
+    #[serde(skip_serializing_if = "text::is_default")]
     pub remaps: Vec<pb::RemapFilePathEntry>,
     /// Unlinked files, by remap_id.
     #[serde(skip_serializing_if = "text::is_default")]

@@ -21,6 +21,7 @@ pub fn images() -> Images {
             data: b"in \xff\0!".to_vec(),
         }],
         fifo_data: vec![PipeData { entry: pb::PipeDataEntry { pipe_id: 8, bytes: 0, size: None }, data: vec![] }],
+        locks: vec![pb::FileLockEntry { flag: 2, r#type: 1, pid: 101, fd: 3, start: 0, len: 0 }],
         remaps: vec![pb::RemapFilePathEntry {
             orig_id: 14,
             remap_id: 26,

@@ -15,6 +15,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use crate::error::{Error, Result};
+use crate::files::locks;
 use crate::image::{Images, pb};
 use crate::mem::pages::PAGE;
 use crate::mem::{inherit, shared};
@@ -123,6 +124,10 @@ pub enum Step {
     FillEpoll {
         pid: u32,
     },
+    /// Of files that it has open: a process loses its locks on a file with the first descriptor that it closes.
+    TakeLocks {
+        pid: u32,
+    },
     /// Owners of O_ASYNC, and nothing stays open in the restore itself but what it relays.
     HandOver,
     /// Its own pending signals, instead of those that its making and its children's stops have left.
@@ -164,6 +169,7 @@ impl fmt::Display for Step {
             Step::Die { pid, status } => write!(f, "end process {pid} with status {status:#x}"),
             Step::HangUp { index } => write!(f, "hang up pseudoterminal {index}"),
             Step::FillEpoll { pid } => write!(f, "fill the epoll instances of process {pid}"),
+            Step::TakeLocks { pid } => write!(f, "take the file locks of process {pid}"),
             Step::HandOver => write!(f, "set the owners of files and let go of them"),
             Step::FillQueues { index } => write!(f, "put back what is unread in pseudoterminal {index}"),
             Step::ArmTerminal { index } => write!(f, "lock pseudoterminal {index} as it was"),
@@ -193,6 +199,7 @@ pub(crate) fn inconsistent(dir: &Path, reason: impl Into<String>) -> Error {
 pub fn plan(images: &Images, dir: &Path) -> Result<Plan> {
     let tasks = Tasks::new(images, dir)?;
     let slots = descriptors::slots(images, dir)?;
+    validate_locks(images, &tasks, dir)?;
     let outside = outside(images, dir)?;
     let mut steps = Vec::new();
     // Those that are hung up first: their index is free again for others.
@@ -242,6 +249,7 @@ pub fn plan(images: &Images, dir: &Path) -> Result<Plan> {
     for task in tasks.in_order().filter(watches) {
         steps.push(Step::FillEpoll { pid: task.pid });
     }
+    steps.extend(locks::holders(images).into_iter().map(|pid| Step::TakeLocks { pid }));
     steps.push(Step::HandOver);
     let_go(&tasks, &mut steps);
     Ok(Plan { root: tasks.root, steps, slots, outside })
@@ -322,6 +330,19 @@ fn validate_task(images: &Images, pid: u32, dir: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Checks that every file lock has a living task that has the file open.
+fn validate_locks(images: &Images, tasks: &Tasks, dir: &Path) -> Result<()> {
+    let is_open = |lock: &pb::FileLockEntry| {
+        let pid = lock.pid as u32;
+        let alive = tasks.get(pid).is_some_and(|task| task.state != DEAD);
+        alive && descriptors::table(images, pid).iter().any(|entry| entry.fd == lock.fd as u32)
+    };
+    match images.locks.iter().find(|lock| !is_open(lock) || locks::flag_name(lock.flag).is_none()) {
+        Some(lock) => Err(inconsistent(dir, format!("process {} has a lock that cannot be", lock.pid))),
+        None => Ok(()),
+    }
 }
 
 /// Checks that every thread of a process has a number of its own, and registers.

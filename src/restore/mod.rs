@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Context, Error, Result, Subject};
 use crate::files::restore::Opened;
 use crate::files::socket::make::{self, Records};
-use crate::files::{epoll, owner};
+use crate::files::{epoll, locks, owner};
 use crate::ids::{Pid, PtyIndex, Tid};
 use crate::image::{Images, Kind, pb};
 use crate::inject::batch::{Ask, Batch};
@@ -264,6 +264,7 @@ impl Execution<'_> {
             Step::FillEpoll { pid } => {
                 epoll::fill(&mut self.stubs.get(*pid)?.tracee, self.images, &self.plan.slots, *pid)
             }
+            Step::TakeLocks { pid } => locks::take(&mut self.stubs.get(*pid)?.tracee, self.images, *pid),
             Step::HandOver => self.hand_over(),
             Step::FillQueues { index } => self.fill_queues(*index),
             Step::ArmTerminal { index } => self.pairs.arm(self.images, *index),

@@ -1,4 +1,4 @@
-//! Programs that serve others through sockets, and their clients.
+//! Programs that others have something to do with: servers, and who shares a file with them.
 
 use crate::Program;
 use crate::support::{Holder, PATIENCE, until};
@@ -6,7 +6,7 @@ use crate::support::{Holder, PATIENCE, until};
 const BASH: &[&str] = &["bash", "--norc", "--noprofile", "-i"];
 
 pub fn programs() -> Vec<Program> {
-    vec![tmux(), ssh_agent(), node()]
+    vec![tmux(), ssh_agent(), node(), sqlite()]
 }
 
 /// A shell below a process that adopts what daemons leave behind, so that they stay in the tree.
@@ -140,6 +140,44 @@ fn node() -> Program {
             keys(holder, "late.then(console.log); 0\r", "it is <late>");
             holder.type_keys(".exit\r");
             assert!(holder.wait_for_exit(PATIENCE).success());
+        },
+        rests: true,
+    }
+}
+
+/// A transaction that is not committed yet: its locks keep other writers away, and its journal is what a crash would be undone by.
+fn sqlite() -> Program {
+    fn query(dir: &std::path::Path, sql: &str) -> std::process::Output {
+        std::process::Command::new("sqlite3").arg(dir.join("db")).arg(sql).output().unwrap()
+    }
+    fn locked(dir: &std::path::Path) {
+        let output = query(dir, "insert into t values (0)");
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(text.contains("database is locked"), "{text}");
+        assert_eq!(query(dir, "select count(*) from t").stdout, b"1\n");
+    }
+    Program {
+        name: "sqlite3 with a transaction on a file",
+        needs: &[("sqlite3", "sqlite3")],
+        argv: BASH,
+        begin: |holder, dir| {
+            holder.wait_for_text("$ ");
+            keys(holder, &format!("cd {}; clear; sqlite3 db\r", dir.display()), "sqlite> ");
+            keys(holder, "create table t (n); insert into t values (1);\r", "sqlite> ");
+            keys(holder, "begin immediate; insert into t values (2); select 'rows', count(*) from t;\r", "rows|2");
+            locked(dir);
+            assert!(dir.join("db-journal").exists());
+        },
+        go_on: |holder, dir, round| {
+            locked(dir);
+            let sql = format!("insert into t values ({round}); select 'rows', count(*) from t;\r");
+            keys(holder, &sql, &format!("rows|{}", round + 2));
+        },
+        end: |holder, dir| {
+            keys(holder, "commit; select 'committed', count(*) from t;\r", "committed|5");
+            assert_eq!(query(dir, "select sum(n) from t").stdout, b"9\n");
+            assert!(!dir.join("db-journal").exists());
+            keys(holder, ".quit\r", "$ ");
         },
         rests: true,
     }

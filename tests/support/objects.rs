@@ -35,23 +35,18 @@ fn check_with(
     look: fn(&Path, i32),
     look_at_all: fn(&[PathBuf]),
 ) {
+    // The wait for others is not the test's time.
+    let _serial = serial();
     with_timeout(LIMIT, move || {
-        let _serial = serial();
         let _subreaper = subreaper();
-        let dir = TempDir::new();
-        let mut command = Command::new(compile(program));
-        command.arg(dir.path()).arg(name).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        assert!(command.status().unwrap().success());
-        let read = |file: &str| fs::read_to_string(dir.join(file)).unwrap_or_default();
-        let pid: i32 = until("ready victim", PATIENCE, || read("ready").parse().ok(), || read("result"));
-        let _end = EndSession(pid);
-        asleep(pid);
+        let victim = Prepared::start(program, name);
+        let pid = victim.pid;
         let before = shown(pid);
         let mut all = Vec::new();
         for round in 0..rounds {
-            let images = dir.join(&format!("images{round}"));
+            let images = victim.dir.join(&format!("images{round}"));
             dump(pid, &images);
-            assert_eq!(read("result"), "");
+            assert_eq!(victim.result(), "");
             restore(&images);
             asleep(pid);
             look(&images, pid);
@@ -59,34 +54,56 @@ fn check_with(
             all.push(images);
         }
         look_at_all(&all);
-        File::options().read(true).write(true).open(dir.join("go")).unwrap().write_all(b"g").unwrap();
-        until("verdict", PATIENCE, || read("result").ends_with("done\n").then_some(()), || read("result"));
-        assert_eq!(read("result"), "done\n");
+        victim.verify();
     });
 }
 
 /// Lets a victim prepare a kind of state that is refused with these words; it goes on as if nothing had happened.
 pub fn refused(program: &'static str, name: &'static str, words: &'static str) {
+    let _serial = serial();
     with_timeout(LIMIT, move || {
-        let _serial = serial();
         let _subreaper = subreaper();
+        let victim = Prepared::start(program, name);
+        let images = victim.dir.join("images");
+        let output = super::ptyagent(&["dump", "--inject", &victim.pid.to_string(), "-D", images.to_str().unwrap()]);
+        assert_eq!(output.status.code(), Some(3), "{}", super::report(&output));
+        assert!(super::report(&output).contains(words), "{}", super::report(&output));
+        assert!(!images.exists());
+        victim.verify();
+    });
+}
+
+/// A victim of `tests/victims/check.h` that has prepared its state. Dropping it kills it.
+pub struct Prepared {
+    pub dir: TempDir,
+    pub pid: i32,
+    _end: EndSession,
+}
+
+impl Prepared {
+    pub fn start(program: &str, name: &str) -> Prepared {
         let dir = TempDir::new();
         let mut command = Command::new(compile(program));
         command.arg(dir.path()).arg(name).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         assert!(command.status().unwrap().success());
         let read = |file: &str| fs::read_to_string(dir.join(file)).unwrap_or_default();
         let pid: i32 = until("ready victim", PATIENCE, || read("ready").parse().ok(), || read("result"));
-        let _end = EndSession(pid);
+        let end = EndSession(pid);
         asleep(pid);
-        let images = dir.join("images");
-        let output = super::ptyagent(&["dump", "--inject", &pid.to_string(), "-D", images.to_str().unwrap()]);
-        assert_eq!(output.status.code(), Some(3), "{}", super::report(&output));
-        assert!(super::report(&output).contains(words), "{}", super::report(&output));
-        assert!(!images.exists());
-        File::options().read(true).write(true).open(dir.join("go")).unwrap().write_all(b"g").unwrap();
-        until("verdict", PATIENCE, || read("result").ends_with("done\n").then_some(()), || read("result"));
-        assert_eq!(read("result"), "done\n");
-    });
+        Prepared { dir, pid, _end: end }
+    }
+
+    /// What it has found wrong so far.
+    pub fn result(&self) -> String {
+        fs::read_to_string(self.dir.join("result")).unwrap_or_default()
+    }
+
+    /// Lets it check its state; panics where anything is wrong.
+    pub fn verify(&self) {
+        File::options().read(true).write(true).open(self.dir.join("go")).unwrap().write_all(b"g").unwrap();
+        until("verdict", PATIENCE, || self.result().ends_with("done\n").then_some(()), || self.result());
+        assert_eq!(self.result(), "done\n");
+    }
 }
 
 /// Leaves out what a restore does not bring back as it was: the inode numbers of shared anonymous memory, which the kernel gives anew, and the

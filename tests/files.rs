@@ -1,0 +1,79 @@
+//! Round trips of what processes do with files, each checked by the process that does it.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod support;
+
+use std::fmt::Debug;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::fcntl::{Flock, FlockArg};
+use ptyagent::image::Images;
+use support::{Prepared, check_images, dump, ptyagent, refused, report, restore, serial, subreaper, with_timeout};
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// As `support::check_images`, where the next dump has to find what the one before it found.
+fn check(name: &'static str) {
+    check_images("files", name, 2, same_images);
+}
+
+fn same_images(dirs: &[PathBuf]) {
+    fn same<T: Debug>(what: &str, before: &T, after: &T) {
+        assert_eq!(format!("{before:#?}"), format!("{after:#?}"), "{what}");
+    }
+    let all: Vec<Images> = dirs.iter().map(|dir| Images::read(dir).unwrap()).collect();
+    for pair in all.windows(2) {
+        same("files", &pair[0].files, &pair[1].files);
+        same("descriptors", &pair[0].fdinfo, &pair[1].fdinfo);
+        same("locks", &pair[0].locks, &pair[1].locks);
+    }
+}
+
+#[test]
+fn file_locks() {
+    check("locks");
+}
+
+/// Takes a victim through a round trip in which `between` meets a dead session, and a restore fails with these words.
+fn fails_once<T: Send>(
+    name: &'static str,
+    words: &'static str,
+    between: impl FnOnce(&Path) -> T + Send + 'static,
+    mend: impl FnOnce(&Path, T) + Send + 'static,
+) {
+    let _serial = serial();
+    with_timeout(LIMIT, move || {
+        let _subreaper = subreaper();
+        let victim = Prepared::start("files", name);
+        let images = victim.dir.join("images");
+        dump(victim.pid, &images);
+        let disturbance = between(victim.dir.path());
+        let output = ptyagent(&["restore", "--detach", "-D", images.to_str().unwrap()]);
+        assert_eq!(output.status.code(), Some(1), "{}", report(&output));
+        assert!(report(&output).contains(words), "{}", report(&output));
+        mend(victim.dir.path(), disturbance);
+        restore(&images);
+        victim.verify();
+    });
+}
+
+#[test]
+fn lock_that_somebody_has_taken_meanwhile() {
+    let take = |dir: &Path| {
+        let file = File::open(dir.join("shared")).unwrap();
+        Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno).unwrap()
+    };
+    fails_once("locks", "which somebody else uses now", take, |_, lock| drop(lock));
+}
+
+#[test]
+fn lock_that_somebody_outside_waits_for() {
+    refused("files", "lock_wanted_outside", "outside the tree, waits for");
+}
+
+#[test]
+fn lease_that_is_being_broken() {
+    refused("files", "breaking_lease", "a lock of an unknown kind");
+}
