@@ -47,8 +47,14 @@ fn lock_in(dir: &Path, name: &str) -> Flock<File> {
     Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| errno).unwrap()
 }
 
+/// A limit as it is on this machine: `PTYAGENT_PATIENCE` says how many times longer things may take, in emulation for example.
+pub(super) fn patience(limit: Duration) -> Duration {
+    limit * std::env::var("PTYAGENT_PATIENCE").ok().and_then(|factor| factor.parse().ok()).unwrap_or(1)
+}
+
 /// Runs the test's body; panics if it takes longer.
 pub fn with_timeout<T: Send + 'static>(limit: Duration, body: impl FnOnce() -> T + Send + 'static) -> T {
+    let limit = patience(limit);
     let (done, finished) = mpsc::channel();
     let runner = thread::Builder::new()
         .name(thread::current().name().unwrap_or("test").to_owned())
@@ -70,6 +76,7 @@ pub fn with_timeout<T: Send + 'static>(limit: Duration, body: impl FnOnce() -> T
 
 /// Asks again and again until there is an answer; panics with `what` and `state` at the deadline. For conditions without an event.
 pub fn until<T>(what: &str, limit: Duration, mut ask: impl FnMut() -> Option<T>, state: impl Fn() -> String) -> T {
+    let limit = patience(limit);
     let deadline = Instant::now() + limit;
     loop {
         if let Some(answer) = ask() {

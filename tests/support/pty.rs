@@ -16,6 +16,7 @@ use nix::unistd;
 use ptyagent::ids::Pid;
 use ptyagent::sys::tty::{self, WinSize};
 
+use super::host::patience;
 use super::{PATIENCE, kill_session, require_from};
 
 /// Rows and columns of characters.
@@ -183,6 +184,7 @@ impl Pty {
     pub fn wait_for_exit(&mut self, limit: Duration) -> ExitStatus {
         let pid = self.pid();
         let pidfd = ptyagent::sys::process::pidfd_open(Pid(pid)).unwrap();
+        let limit = patience(limit);
         let timeout = PollTimeout::try_from(limit).unwrap();
         let ready = poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], timeout).unwrap();
         assert!(ready == 1, "process {pid} still runs after {limit:?}; its screen:\n{}", self.screen_text());
@@ -196,6 +198,7 @@ impl Pty {
     }
 
     fn wait<T>(&self, what: &str, limit: Duration, condition: impl Fn(&State) -> Option<T>) -> T {
+        let limit = patience(limit);
         let deadline = Instant::now() + limit;
         let mut state = self.state();
         loop {

@@ -1,0 +1,296 @@
+//! The kernel matrix: Debian's kernels, booted in qemu, with the test suites and real sessions on each.
+//!
+//! `cargo test --test matrix -- --help` lists the options. The same program is the first process of each guest ([`guest`]). Everything is
+//! below target/tmp/matrix: kernels, consoles of the boots, logs of the suites.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod archive;
+mod guest;
+mod job;
+mod kernels;
+mod machine;
+mod report;
+mod suites;
+#[path = "../support/mod.rs"]
+mod support;
+mod system;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use archive::Entry;
+use clap::Parser;
+use job::{Ending, Job, Task, Verdict};
+use kernels::Kernel;
+use machine::{Boot, Engine};
+use report::{Cell, Outcome, Report};
+use suites::{SUITES, Suite};
+use system::System;
+
+/// Boots Debian's kernels and runs the suites on each. Without options: a few of them on the oldest and on the newest kernel.
+#[derive(Debug, Parser)]
+#[command(name = "matrix", disable_version_flag = true)]
+struct Options {
+    /// Every suite on every kernel
+    #[arg(long)]
+    all: bool,
+    /// Only this kernel: a series, as 6.1, or a path, as IMAGE or IMAGE,FOLDER-WITH-MODULES; may be repeated
+    #[arg(long, value_name = "KERNEL")]
+    kernel: Vec<String>,
+    /// Only suites with this in their names; may be repeated
+    #[arg(long, value_name = "TEXT")]
+    suite: Vec<String>,
+    /// Write the results here as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Write the tables here as Markdown
+    #[arg(long, value_name = "FILE")]
+    markdown: Option<PathBuf>,
+    /// How many machines run at the same time
+    #[arg(long, default_value_t = 2, value_name = "NUMBER")]
+    jobs: usize,
+    /// Runs only if one of these is in the name "matrix", as every test does
+    #[arg(value_name = "FILTER")]
+    filter: Vec<String>,
+    #[arg(long, hide = true)]
+    nocapture: bool,
+    #[arg(long, hide = true)]
+    exact: bool,
+    #[arg(long, hide = true)]
+    list: bool,
+    #[arg(long, hide = true)]
+    ignored: bool,
+    #[arg(long, hide = true)]
+    include_ignored: bool,
+    #[arg(long, short, hide = true)]
+    quiet: bool,
+    #[arg(long, hide = true)]
+    test_threads: Option<usize>,
+    #[arg(long, hide = true)]
+    skip: Vec<String>,
+}
+
+impl Options {
+    /// Whether the filters of a whole `cargo test` mean other tests.
+    fn is_meant(&self) -> bool {
+        let named = |text: &String| if self.exact { text == "matrix" } else { "matrix".contains(text.as_str()) };
+        !self.list
+            && !self.ignored
+            && !self.skip.iter().any(named)
+            && (self.filter.is_empty() || self.filter.iter().any(named))
+    }
+
+    /// Whether somebody has asked for more than the fast slice.
+    fn is_explicit(&self) -> bool {
+        self.all || !self.kernel.is_empty() || !self.suite.is_empty()
+    }
+
+    fn suites(&self) -> Vec<Suite> {
+        let wanted = |suite: &&Suite| {
+            if self.suite.is_empty() {
+                return self.is_explicit() || suite.fast;
+            }
+            self.suite.iter().any(|text| suite.name.contains(text.as_str()))
+        };
+        SUITES.iter().filter(wanted).copied().collect()
+    }
+
+    fn kernels(&self, cache: &Path) -> Result<Vec<Kernel>, String> {
+        let paths: Vec<&String> =
+            self.kernel.iter().filter(|text| Path::new(text.split(',').next().unwrap()).exists()).collect();
+        let mut found = Vec::new();
+        if self.kernel.is_empty() || paths.len() < self.kernel.len() {
+            found = kernels::of_debian(cache)?;
+        }
+        if !self.is_explicit() {
+            found = vec![found.remove(0), found.pop().unwrap()];
+        }
+        if !self.kernel.is_empty() {
+            if let Some(name) = self
+                .kernel
+                .iter()
+                .find(|name| !paths.contains(name) && !found.iter().any(|kernel| kernel.name == **name))
+            {
+                let known: Vec<&str> = found.iter().map(|kernel| kernel.name.as_str()).collect();
+                return Err(format!("{name} is no file and none of Debian's kernels: {}", known.join(", ")));
+            }
+            found.retain(|kernel| self.kernel.contains(&kernel.name));
+        }
+        for path in paths {
+            found.push(kernels::by_path(path, cache)?);
+        }
+        Ok(found)
+    }
+}
+
+fn main() -> ExitCode {
+    if std::process::id() == 1 {
+        guest::main();
+        return ExitCode::FAILURE;
+    }
+    let options = Options::parse();
+    if !options.is_meant() {
+        return ExitCode::SUCCESS;
+    }
+    match run(&options) {
+        Ok(report) => {
+            print!("{}", report.markdown());
+            for cell in report.failures() {
+                if let Outcome::Failed { reason, log } = &cell.outcome {
+                    println!("{}, {}: {reason}; see {log}", cell.kernel, cell.column);
+                }
+            }
+            if report.failures().is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        }
+        Err(missing) if options.is_explicit() => {
+            eprintln!("the kernel matrix cannot run: {missing}");
+            ExitCode::FAILURE
+        }
+        Err(missing) => {
+            support::skip(&format!("the kernel matrix: {missing}"));
+            ExitCode::SUCCESS
+        }
+    }
+}
+
+/// An error says what this machine lacks.
+fn run(options: &Options) -> Result<Report, String> {
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("matrix");
+    fs::create_dir_all(&dir).unwrap();
+    for (program, package) in [
+        ("qemu-system-x86_64", "qemu-system-x86"),
+        ("setpriv", "util-linux"),
+        ("dpkg-deb", "dpkg"),
+        ("apt-get", "apt"),
+        ("xz", "xz-utils"),
+        ("strip", "binutils"),
+    ] {
+        std::panic::catch_unwind(|| support::require_from(program, package))
+            .map_err(|_| format!("{program} is missing: install the Debian package {package}"))?;
+    }
+    let kernels = options.kernels(&dir.join("kernels"))?;
+    let suites = options.suites();
+    let begin = Instant::now();
+    let needed: Vec<&str> = suites.iter().map(|suite| suite.binary).filter(|name| !name.is_empty()).collect();
+    let binaries = if needed.is_empty() { BTreeMap::new() } else { suites::build(&needed) };
+    let base = dir.join("base");
+    base_system(&binaries, &dir).write(&base);
+    println!("system: {} MiB, {:.1} s", fs::metadata(&base).unwrap().len() >> 20, begin.elapsed().as_secs_f64());
+    let engine = probe(&kernels[0], &base, &dir);
+    println!("machines: {engine:?}");
+    let cells = side_by_side(options.jobs, &kernels, |kernel| {
+        let tasks: Vec<Task> = suites.iter().map(|suite| suite.task(&binaries, engine.patience())).collect();
+        on(kernel, engine, &base, &dir.join(&kernel.name), tasks, &suites)
+    });
+    let report = Report {
+        kernels: kernels.iter().map(|kernel| (kernel.name.clone(), kernel.release.clone())).collect(),
+        suites: cells.concat(),
+        crossings: Vec::new(),
+    };
+    println!("{:.0} s in all", begin.elapsed().as_secs_f64());
+    if let Some(path) = &options.json {
+        fs::write(path, serde_json::to_vec_pretty(&report).unwrap()).unwrap();
+    }
+    if let Some(path) = &options.markdown {
+        fs::write(path, report.markdown()).unwrap();
+    }
+    Ok(report)
+}
+
+/// Works on all of them, so many at a time; the answers are in their order.
+fn side_by_side<T: Sync, R: Send>(jobs: usize, all: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    let next = AtomicUsize::new(0);
+    let work_on = || {
+        let mut answers = Vec::new();
+        while let Some((index, item)) =
+            Some(next.fetch_add(1, Relaxed)).and_then(|index| Some((index, all.get(index)?)))
+        {
+            answers.push((index, work(item)));
+        }
+        answers
+    };
+    let mut answers = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..jobs.max(1)).map(|_| scope.spawn(work_on)).collect();
+        threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
+    });
+    answers.sort_by_key(|(index, _)| *index);
+    answers.into_iter().map(|(_, answer)| answer).collect()
+}
+
+fn base_system(binaries: &BTreeMap<String, PathBuf>, dir: &Path) -> System {
+    let mut system = System::new();
+    for victim in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/victims")).unwrap().flatten() {
+        let path = victim.path();
+        if path.extension().is_some_and(|extension| extension == "c") {
+            system.program(&support::compile(path.file_stem().unwrap().to_str().unwrap()));
+        }
+    }
+    let me = std::env::current_exe().unwrap();
+    for program in binaries.values().map(PathBuf::as_path).chain([Path::new(env!("CARGO_BIN_EXE_ptyagent")), &me]) {
+        system.built(program, dir);
+    }
+    system.put(Entry::link("/init", &me));
+    system
+}
+
+/// KVM where it boots a guest in a moment, which a nested one may not.
+fn probe(kernel: &Kernel, base: &Path, dir: &Path) -> Engine {
+    if fs::File::options().read(true).write(true).open("/dev/kvm").is_err() {
+        return Engine::Tcg;
+    }
+    let job = Job {
+        tasks: vec![Task { name: "true".into(), argv: vec!["true".into()], seconds: 5, ..Task::default() }],
+        ..Job::default()
+    };
+    let boot = Boot {
+        kernel: &kernel.image,
+        options: "",
+        base,
+        entries: vec![Entry::file(job::JOB, serde_json::to_vec(&job).unwrap())],
+        limit: Duration::from_secs(10),
+        dir: &dir.join("kvm"),
+    };
+    if machine::boot(Engine::Kvm, &boot).is_ok() { Engine::Kvm } else { Engine::Tcg }
+}
+
+fn on(kernel: &Kernel, engine: Engine, base: &Path, dir: &Path, tasks: Vec<Task>, suites: &[Suite]) -> Vec<Cell> {
+    let limit = Duration::from_secs(60 + tasks.iter().map(|task| task.seconds).sum::<u64>());
+    let mut entries: Vec<Entry> = kernel.modules.iter().map(|path| Entry::read(path).unwrap()).collect();
+    for entry in &mut entries {
+        entry.path = Path::new("/").join(entry.path.file_name().unwrap());
+    }
+    let modules = entries.iter().map(|entry| entry.path.clone()).collect();
+    let job = Job { modules, tasks: tasks.clone(), ..Job::default() };
+    entries.push(Entry::file(job::JOB, serde_json::to_vec(&job).unwrap()));
+    let left = machine::boot(engine, &Boot { kernel: &kernel.image, options: "", base, entries, limit, dir });
+    let (left, error) = match left {
+        Ok(left) => (left, None),
+        Err(error) => (Vec::new(), Some(error)),
+    };
+    let verdicts: Vec<Verdict> = left
+        .iter()
+        .find(|entry| entry.path == Path::new(job::VERDICTS))
+        .map(|entry| serde_json::from_slice(&entry.bytes).unwrap())
+        .unwrap_or_default();
+    let cell = |(task, suite): (&Task, &Suite)| {
+        let log = dir.join(format!("{}.log", task.name));
+        if let Some(entry) = left.iter().find(|entry| entry.path.ends_with(log.file_name().unwrap())) {
+            fs::write(&log, &entry.bytes).unwrap();
+        }
+        let verdict = verdicts.iter().find(|verdict| verdict.name == task.name);
+        let log = log.display().to_string();
+        let outcome = match verdict {
+            Some(Verdict { ending: Ending::Exited(0), seconds, .. }) => Outcome::Passed { seconds: *seconds },
+            Some(verdict) => {
+                Outcome::Failed { reason: format!("{:?} after {:.0} s", verdict.ending, verdict.seconds), log }
+            }
+            None => Outcome::Failed { reason: error.clone().unwrap_or_else(|| "it did not run".into()), log },
+        };
+        Cell { kernel: kernel.name.clone(), column: suite.name.to_owned(), outcome }
+    };
+    tasks.iter().zip(suites).map(cell).collect()
+}

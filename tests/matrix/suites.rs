@@ -1,0 +1,75 @@
+//! The test binaries that run in the guests, and what each boot is asked to do.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::job::Task;
+
+/// A column of the table: some tests of one binary.
+#[derive(Debug, Clone, Copy)]
+pub struct Suite {
+    pub name: &'static str,
+    /// The file below tests/; "" for `ptyagent check`.
+    pub binary: &'static str,
+    /// Tests whose names have one of these in them, with libtest's options.
+    pub arguments: &'static [&'static str],
+    pub env: &'static [(&'static str, &'static str)],
+    /// In software emulation, with room.
+    pub seconds: u64,
+    /// Runs on the oldest and the newest kernel in a plain `cargo test`.
+    pub fast: bool,
+}
+
+const SUITE: Suite = Suite { name: "", binary: "", arguments: &[], env: &[], seconds: 300, fast: false };
+
+/// In the order of the table.
+pub const SUITES: [Suite; 9] = [
+    Suite { name: "check", seconds: 60, fast: true, ..SUITE },
+    Suite { name: "terminals", binary: "terminals", seconds: 600, ..SUITE },
+    Suite { name: "queues", binary: "queue", ..SUITE },
+    Suite { name: "round trips", binary: "roundtrip", ..SUITE },
+    Suite { name: "objects", binary: "objects", ..SUITE },
+    Suite { name: "kinds", binary: "kinds", ..SUITE },
+    Suite { name: "threads", binary: "threads", ..SUITE },
+    Suite { name: "memory", binary: "memory", ..SUITE },
+    Suite { name: "sockets", binary: "sockets", ..SUITE },
+];
+
+/// Builds test binaries, and yields where they are, by name.
+pub fn build(names: &[&str]) -> BTreeMap<String, PathBuf> {
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["test", "--no-run", "--quiet", "--message-format=json"]).current_dir(env!("CARGO_MANIFEST_DIR"));
+    for name in names {
+        cargo.args(["--test", name]);
+    }
+    let output = cargo.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let lines = String::from_utf8(output.stdout).unwrap();
+    let artifact = |line: &str| {
+        let value: serde_json::Value = serde_json::from_str(line).ok()?;
+        let program = value["executable"].as_str()?;
+        Some((value["target"]["name"].as_str()?.to_owned(), PathBuf::from(program)))
+    };
+    lines.lines().filter_map(artifact).collect()
+}
+
+impl Suite {
+    pub fn task(&self, binaries: &BTreeMap<String, PathBuf>, patience: u32) -> Task {
+        let mut env = vec![("PTYAGENT_PATIENCE".to_owned(), patience.to_string())];
+        env.extend(self.env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+        let argv = match self.binary {
+            "" => vec![env!("CARGO_BIN_EXE_ptyagent").to_owned(), "check".to_owned()],
+            name => {
+                let mut argv = vec![text(&binaries[name])];
+                argv.extend(self.arguments.iter().map(|argument| (*argument).to_owned()));
+                argv
+            }
+        };
+        Task { name: self.name.replace(' ', "-"), argv, env, seconds: self.seconds, above_pid: None }
+    }
+}
+
+fn text(path: &Path) -> String {
+    path.to_str().unwrap().to_owned()
+}
