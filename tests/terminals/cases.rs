@@ -46,7 +46,7 @@ impl Case {
         Case { but: Some((word, why)), ..self }
     }
 
-    fn seen(&self, stage: &mut Stage) -> Vec<String> {
+    pub fn seen(&self, stage: &mut Stage) -> Vec<String> {
         let facts = stage.observe();
         let Some((word, _)) = self.but else { return facts };
         let without =

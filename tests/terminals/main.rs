@@ -3,18 +3,20 @@
 //! Each case runs three times on a fresh tree. The control is never dumped: what comes out of its terminals in the end is what the
 //! others have to give. The second is dumped, killed and restored; the third is dumped and left running. For both, all that the processes see
 //! and all that an inspection reports is the same before and after. `TERMINALS=text` runs the cases with that text in their name;
-//! `TERMINALS_TABLE=file` leaves the table there in Markdown.
+//! `TERMINALS_TABLE=file` leaves the table there in Markdown, with `CRIU=path` beside what that CRIU makes of each case.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 #[path = "../support/mod.rs"]
 mod support;
 
+mod beside;
 mod cases;
 mod pairs;
 mod queues;
 mod sessions;
 mod state;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use cases::{Case, Checked, Outcome};
@@ -32,10 +34,12 @@ fn all() -> Vec<Case> {
 fn every_state() {
     let _serial = serial();
     let wanted = std::env::var("TERMINALS").unwrap_or_default();
+    let criu = std::env::var_os("CRIU").map(PathBuf::from);
     let mut rows = Vec::new();
     let mut failures = Vec::new();
     for case in all().into_iter().filter(|case| format!("{}: {}", case.group, case.name).contains(&wanted)) {
         let (group, name, outcome, but) = (case.group, case.name, case.outcome, case.but);
+        let beside = criu.as_ref().map(|criu| format!(" {} |", beside::outcome(&case, criu))).unwrap_or_default();
         let result = std::panic::catch_unwind(|| with_timeout(LIMIT, move || cases::run(&case)));
         let text = match result {
             Ok(checked) if checked.differences.is_empty() => {
@@ -50,11 +54,12 @@ fn every_state() {
                 "FAILS".into()
             }
         };
-        println!("{group} | {name} | {text}");
-        rows.push(format!("| {group} | {name} | {text} |"));
+        println!("{group} | {name} | {text} |{beside}");
+        rows.push(format!("| {group} | {name} | {text} |{beside}"));
     }
     if let Ok(path) = std::env::var("TERMINALS_TABLE") {
-        let head = "| | State | Outcome and how it was checked |\n| --- | --- | --- |";
+        let (title, rule) = if criu.is_some() { (" CRIU |", " --- |") } else { ("", "") };
+        let head = format!("| | State | Outcome and how it was checked |{title}\n| --- | --- | --- |{rule}");
         std::fs::write(path, format!("{head}\n{}\n", rows.join("\n"))).unwrap();
     }
     assert!(failures.is_empty(), "{} of {} fail:\n{}", failures.len(), rows.len(), failures.join("\n\n"));
