@@ -41,10 +41,7 @@ fn complaint(dir: &Path, options: &[&str]) -> String {
 
 /// A command in the namespaces of a process.
 fn inside(pid: i64, argv: &[&str]) -> Output {
-    support::require_from("nsenter", "util-linux");
-    let mut command = Command::new("nsenter");
-    command.args(["-t", &pid.to_string(), "-m", "-p"]).args(argv).stdin(Stdio::null());
-    command.output().unwrap()
+    support::inside(pid as i32, argv)
 }
 
 /// Dumps and kills the tree of `root` in the namespaces of a process.

@@ -15,8 +15,9 @@ fn wait_for(holder: &Holder, text: &str) {
 fn vim() -> Program {
     Program {
         name: "vim with a :terminal",
+        work: "unsaved text, undo history, a register, a shell in `:terminal`",
         needs: &[("vim", "vim")],
-        argv: &["vim", "--clean", "-n", "work"],
+        argv: &["vim", "--clean", "-n", "text"],
         begin: |holder, _| {
             wait_for(holder, "All");
             holder.type_keys("ifirst line\x1byyp:s/first/second/\r");
@@ -26,6 +27,7 @@ fn vim() -> Program {
             holder.type_keys("n=7; cd /usr; echo in $PWD\r");
             wait_for(holder, "in /usr");
         },
+        rest: |_, _| (),
         go_on: |holder, _, round| {
             holder.type_keys(format!("echo \"n is <$((n += {round}))>\"\r"));
             wait_for(holder, &format!("n is <{}>", 7 + round * (round + 1) / 2));
@@ -49,6 +51,7 @@ fn vim() -> Program {
 fn less() -> Program {
     Program {
         name: "less on a pipe",
+        work: "a search in what a running command still writes",
         needs: &[("less", "less")],
         argv: &["bash", "-c", "seq 100000 | less"],
         begin: |holder, _| {
@@ -56,6 +59,7 @@ fn less() -> Program {
             holder.type_keys("/^77$\r");
             wait_for(holder, "\n99");
         },
+        rest: |_, _| (),
         go_on: |holder, _, round| {
             holder.type_keys(format!("{}g", round * 1000));
             wait_for(holder, &format!("\n{}\n", round * 1000 + 5));
@@ -73,9 +77,11 @@ fn less() -> Program {
 fn top() -> Program {
     Program {
         name: "top",
+        work: "its display",
         needs: &[("top", "procps")],
         argv: &["top", "-d", "0.5"],
         begin: |holder, _| wait_for(holder, "load average"),
+        rest: |_, _| (),
         go_on: |holder, _, _| {
             // The summary's first line goes and comes: it reads its keys, and draws.
             holder.type_keys("l");

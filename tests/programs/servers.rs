@@ -35,6 +35,7 @@ fn wait_for_file(path: &std::path::Path) {
 fn tmux() -> Program {
     Program {
         name: "tmux, server and client",
+        work: "a client, two windows, three panes, scrollback",
         needs: &[("tmux", "tmux"), ("python3", "python3")],
         argv: ADOPTING,
         begin: |holder, dir| {
@@ -53,6 +54,7 @@ fn tmux() -> Program {
             keys(holder, "\x02\"", "> ");
             keys(holder, "n=3; echo third $((n + 1))\r", "third 4");
         },
+        rest: |_, _| (),
         go_on: |holder, _, round| {
             keys(
                 holder,
@@ -80,6 +82,7 @@ fn tmux() -> Program {
 fn ssh_agent() -> Program {
     Program {
         name: "ssh-agent",
+        work: "a key that is nowhere else",
         needs: &[("ssh-agent", "openssh-client")],
         argv: BASH,
         begin: |holder, dir| {
@@ -92,6 +95,7 @@ fn ssh_agent() -> Program {
                 "added <0>\r\n\x1b[?2004h$ ",
             );
         },
+        rest: |_, _| (),
         go_on: |holder, _, round| {
             keys(
                 holder,
@@ -117,6 +121,7 @@ fn ssh_agent() -> Program {
 fn node() -> Program {
     Program {
         name: "node with timers",
+        work: "REPL with an interval timer and a promise that is pending",
         needs: &[("node", "nodejs")],
         argv: &["node", "-i"],
         begin: |holder, _| {
@@ -127,6 +132,7 @@ fn node() -> Program {
                 "undefined",
             );
         },
+        rest: |_, _| (),
         go_on: |holder, _, round| {
             keys(
                 holder,

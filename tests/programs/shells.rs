@@ -1,7 +1,7 @@
 //! Shells and interpreters at their prompts.
 
 use crate::Program;
-use crate::support::Holder;
+use crate::support::{Holder, PATIENCE, stat, until};
 
 const BASH: &[&str] = &["bash", "--norc", "--noprofile", "-i"];
 
@@ -16,17 +16,26 @@ fn line(holder: &Holder, text: &str, answer: &str) {
     holder.wait_for_new_output(seen, answer);
 }
 
+/// Waits until keys that send a signal go to this program.
+fn in_foreground(holder: &Holder, comm: &str) {
+    let state = || stat(holder.leader()).and_then(|leader| stat(leader.tpgid));
+    let there = || state().is_some_and(|foreground| foreground.comm == comm).then_some(());
+    until(comm, PATIENCE, there, || format!("{:?}", state()));
+}
+
 /// History, a function, a running and a stopped job, and a line that is half typed.
 fn bash() -> Program {
     Program {
         name: "bash",
+        work: "history, a function, a running and a stopped job, a half-typed line",
         needs: &[("bash", "bash")],
         argv: BASH,
         begin: |holder, _| {
             holder.wait_for_text("$ ");
             line(holder, "set -o history; n=0; add() { n=$((n+$1)); echo \"n is <$n>\"; }; add 5", "n is <5>");
             line(holder, "sleep 1000 &", "[1] ");
-            line(holder, "sleep 2000", "\r\n");
+            holder.type_keys("sleep 2000\r");
+            in_foreground(holder, "sleep");
             let seen = holder.output().len();
             holder.type_keys("\x1a");
             holder.wait_for_new_output(seen, "Stopped");
@@ -34,6 +43,7 @@ fn bash() -> Program {
             holder.type_keys("add 1");
             holder.wait_for_new_output(seen, "add 1");
         },
+        rest: |_, _| (),
         go_on: |holder, _, round| {
             line(holder, "0", &format!("n is <{}>", 5 + 10 * round));
             let seen = holder.output().len();
@@ -45,6 +55,7 @@ fn bash() -> Program {
             // Three rounds, the last line, and this one itself.
             line(holder, "history 50 | grep -c add.10", "5\r\n");
             line(holder, "kill %1; fg", "sleep 2000");
+            in_foreground(holder, "sleep");
             let seen = holder.output().len();
             holder.type_keys("\x03");
             holder.wait_for_new_output(seen, "$ ");
@@ -58,6 +69,7 @@ fn bash() -> Program {
 fn python() -> Program {
     Program {
         name: "python3",
+        work: "REPL with running and waiting threads, an open file, a subprocess, a half-typed block",
         needs: &[("python3", "python3")],
         argv: &["/usr/bin/python3", "-q"],
         begin: |holder, dir| {
@@ -76,6 +88,7 @@ fn python() -> Program {
             line(holder, "", ">>> ");
             line(holder, "for i in range(3):", "... ");
         },
+        rest: |_, _| (),
         go_on: |holder, _, round| {
             line(holder, "    total += log.write('line\\n')", "... ");
             line(holder, "", ">>> ");
@@ -105,6 +118,7 @@ fn python() -> Program {
 fn python_threads() -> Program {
     Program {
         name: "python3 with threads",
+        work: "threads that count and that wait for a queue, a held lock",
         needs: &[("python3", "python3")],
         argv: &["/usr/bin/python3", "-q"],
         begin: |holder, _| {
@@ -125,14 +139,17 @@ fn python_threads() -> Program {
             line(holder, "start(lambda: [done.put(jobs.get() * 7) for _ in iter(int, 1)])", ">>> ");
             line(holder, "lock = threading.Lock(); print('locked', lock.acquire())", "locked True");
         },
+        rest: |_, _| (),
         go_on: |holder, _, round| {
             line(
                 holder,
                 &format!("jobs.put({round}); print(f'product <{{done.get()}}>')"),
                 &format!("product <{}>", round * 7),
             );
-            line(holder, "before = list(ticks); time.sleep(.5)", ">>> ");
-            line(holder, "print([now > then for now, then in zip(ticks, before)], lock.locked())", "[True, True] True");
+            line(holder, "before = list(ticks)", ">>> ");
+            line(holder, "while any(now == then for now, then in zip(ticks, before)): time.sleep(.01)", "... ");
+            line(holder, "", ">>> ");
+            line(holder, "print('ticks', lock.locked())", "ticks True");
         },
         end: |holder, _| line(holder, "lock.release(); print('threads', threading.active_count())", "threads 4"),
         rests: true,
@@ -143,6 +160,7 @@ fn python_threads() -> Program {
 fn gdb() -> Program {
     Program {
         name: "gdb",
+        work: "a convenience variable; with a debuggee the dump is refused, and it is traced on",
         needs: &[("gdb", "gdb")],
         argv: &["gdb", "-q", "-nx", "/bin/sleep"],
         begin: |holder, dir| {
@@ -159,6 +177,7 @@ fn gdb() -> Program {
             line(holder, "y", "killed");
             line(holder, "set $n = 1", "(gdb) ");
         },
+        rest: |_, _| (),
         go_on: |holder, _, round| {
             line(holder, &format!("print $n *= {}", round + 1), &format!("= {}\r\n", [2, 6, 24][round as usize - 1]))
         },
@@ -176,12 +195,14 @@ fn gdb() -> Program {
 fn sqlite() -> Program {
     Program {
         name: "sqlite3, in memory",
+        work: "an open transaction",
         needs: &[("sqlite3", "sqlite3")],
         argv: &["sqlite3"],
         begin: |holder, _| {
             holder.wait_for_text("sqlite> ");
             line(holder, "create table t (n); begin; insert into t values (100);", "sqlite> ");
         },
+        rest: |_, _| (),
         go_on: |holder, _, round| {
             let insert = format!("insert into t values ({round}); select 'sum <' || sum(n) || '>' from t;");
             line(holder, &insert, &format!("sum <{}>", 100 + round * (round + 1) / 2));

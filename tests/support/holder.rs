@@ -7,14 +7,19 @@ use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
 use super::host::{TempDir, read, until};
-use super::{PATIENCE, Subreaper, compile, kill_session, subreaper};
+use super::{PATIENCE, Subreaper, compile, kill_session, stat, subreaper, tree};
 
 /// The tree of `tests/victims/holder.c`: its root is an orphan, so that its PID is free again as soon as it is dead.
 pub struct Holder {
     dir: TempDir,
     pid: i32,
     leader: i32,
+    /// The init of its pid namespace, where it has one of its own.
+    init: Option<i32>,
     _subreaper: Subreaper,
 }
 
@@ -31,7 +36,17 @@ impl Holder {
         assert!(command.status().unwrap().success());
         let pids = until("holder", PATIENCE, || fs::read_to_string(dir.join("pids")).ok(), String::new);
         let (pid, leader) = pids.split_once(' ').unwrap();
-        Holder { pid: pid.parse().unwrap(), leader: leader.parse().unwrap(), dir, _subreaper: subreaper }
+        let (pid, leader) = (pid.parse().unwrap(), leader.parse().unwrap());
+        Holder { dir, pid, leader, init: None, _subreaper: subreaper }
+    }
+
+    /// A holder's tree that was restored into a pid namespace; the number is that which its root has outside.
+    pub(super) fn adopt(dir: TempDir, pid: i32, subreaper: Subreaper) -> Holder {
+        // The process that made the tree leaves it to the namespace's init.
+        let parent =
+            || stat(stat(pid)?.ppid).filter(|parent| parent.comm == "ptyagent-init").and(Some(stat(pid)?.ppid));
+        let init = until("init as the parent", PATIENCE, parent, || format!("{:?}", stat(pid)));
+        Holder { dir, pid, leader: tree(pid)[1], init: Some(init), _subreaper: subreaper }
     }
 
     /// An interactive bash without startup files, whose prompt is "$ "; the prompt is there.
@@ -101,7 +116,12 @@ impl Holder {
 
 impl Drop for Holder {
     fn drop(&mut self) {
-        if !self.dir.join("status").exists() {
+        if let Some(init) = self.init {
+            // With it all of the namespace ends. It may have ended with the session.
+            if stat(init).is_some_and(|stat| stat.comm == "ptyagent-init") {
+                let _ = kill(Pid::from_raw(init), Signal::SIGKILL);
+            }
+        } else if !self.dir.join("status").exists() {
             kill_session(self.pid);
             kill_session(self.leader);
         }

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, unused_imports)]
 
+mod beside;
 mod checkpoint;
 mod holder;
 mod host;
@@ -13,13 +14,14 @@ mod stage;
 mod stage_tty;
 mod victim;
 
+pub use beside::inside;
 pub use checkpoint::{dump, dump_running, page_differences, pages, report, restore};
 pub use holder::Holder;
 pub use host::{Serial, TempDir, ptyagent, require, require_from, serial, skip, until, with_timeout};
 pub use objects::{EndSession, Prepared, asleep, check, check_and, check_images, refused};
 pub use pty::{Pty, Reading, Size};
 pub use reaper::{Subreaper, kill_session, subreaper};
-pub use snapshot::{Stat, TaskSnapshot, assert_same_lines, ps_line, shown, snapshot, stat, tree};
+pub use snapshot::{Stat, TaskSnapshot, assert_same_lines, ps_line, ps_line_inside, shown, snapshot, stat, tree};
 pub use stage::{Answer, Arg, Stage, hex, parse, room};
 pub use stage_tty::RDWR;
 pub use victim::{Counters, Victim, compile};

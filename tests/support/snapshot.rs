@@ -113,9 +113,20 @@ pub fn tree(root: i32) -> Vec<i32> {
 /// One line of ps(1) for each process: its place in sessions, groups and terminals.
 pub fn ps_line(pids: &[i32]) -> String {
     super::require_from("ps", "procps");
+    let argv = ps(pids);
+    String::from_utf8(Command::new(&argv[0]).args(&argv[1..]).output().unwrap().stdout).unwrap()
+}
+
+/// The same as the namespaces of a process show it; the PIDs are those of the namespace.
+pub fn ps_line_inside(outer: i32, pids: &[i32]) -> String {
+    let argv = ps(pids);
+    let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
+    String::from_utf8(super::inside(outer, &argv).stdout).unwrap()
+}
+
+fn ps(pids: &[i32]) -> [String; 5] {
     let list = pids.iter().map(i32::to_string).collect::<Vec<_>>().join(",");
-    let ps = Command::new("ps").args(["-o", "pid=,ppid=,pgid=,sid=,tpgid=,tty=,stat=,comm=", "-p", &list]).output();
-    String::from_utf8(ps.unwrap().stdout).unwrap()
+    ["ps", "-o", "pid=,ppid=,pgid=,sid=,tpgid=,tty=,stat=,comm=", "-p", &list].map(str::to_owned)
 }
 
 /// Everything of one task that /proc shows and that a restore has to bring back.
