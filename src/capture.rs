@@ -25,7 +25,9 @@ use crate::sys::process::pidfd_getfd;
 use crate::sys::{ptrace, tty};
 use crate::task::freeze::{Frozen, FrozenProcess, freeze};
 use crate::task::record::{self, Outside};
-use crate::task::survey::{Survey, SurveyMode, recheck, refuse_outsiders, refuse_threads, refuse_unsupported, survey};
+use crate::task::survey::{
+    IN_VFORK, Survey, SurveyMode, recheck, refuse_outsiders, refuse_threads, refuse_unsupported, survey,
+};
 use crate::task::thread::{self, ThreadFacts};
 use crate::task::{identity, seccomp, signals, timers};
 use crate::trace::{StopReason, Stopped};
@@ -47,7 +49,8 @@ pub struct Captured {
 /// Surveys a tree, freezes it, and captures it. `frozen_at` is called at the moment of the freeze.
 ///
 /// Where the parasite of a controller that died is still in a process, it is waited for. A tree at work changes between two looks at it: what
-/// the looks disagree on (a process that has ended, a parent in vfork) is looked at again, and a refusal counts when it is found twice.
+/// the looks disagree on (a process that has ended) is looked at again, and a refusal counts when it is found twice. A parent in vfork is given
+/// time, since its child is about to start its program.
 pub fn take(root: Pid, mode: SurveyMode, connections: Connections, mut frozen_at: impl FnMut()) -> Result<Tree> {
     let start = Instant::now();
     let mut refused = None;
@@ -59,6 +62,7 @@ pub fn take(root: Pid, mode: SurveyMode, connections: Connections, mut frozen_at
         let patience = match &error {
             Error::Leaving(_) => LEAVING,
             Error::Gone(pid) if *pid != root => MOVING,
+            Error::Refused(refusal) if refusal.kind.starts_with(IN_VFORK) => MOVING,
             Error::Refused(_) => {
                 let text = Some(error.to_string());
                 let again = refused == text;

@@ -18,7 +18,7 @@ use crate::sys::process::{pidfd_open, pidfd_poll};
 use crate::sys::ptrace;
 use crate::trace::{Running, StopReason, Stopped};
 
-use super::survey::waits_in_vfork;
+use super::survey::{IN_VFORK, waits_in_vfork};
 
 /// Readings of the tree, at most; a tree that still changes then is multiplying.
 const MAX_PASSES: usize = 100;
@@ -172,7 +172,7 @@ fn settle(pid: Pid, running: Running) -> std::result::Result<Stopped, (Error, Op
             Err(running) => running,
         };
         let (kind, remedy) = match waits_in_vfork(pid) {
-            true => ("it waits in vfork for its child", "try again when the child has started its program"),
+            true => (IN_VFORK, "try again when the child has started its program"),
             false if Instant::now() < deadline => continue,
             false => ("it sleeps uninterruptibly in the kernel", "wait until the device answers, then try again"),
         };

@@ -18,7 +18,7 @@ use crate::ids::{Pid, Tid};
 use crate::procfs::attributes::{self, Cgroup, PosixTimer};
 use crate::procfs::{self, Auxv, Mapping, Namespaces, Stat, Status, fdinfo, maps, tree};
 
-pub use refusals::{refuse_outsiders, refuse_threads, refuse_unsupported, waits_in_vfork};
+pub use refusals::{IN_VFORK, refuse_outsiders, refuse_threads, refuse_unsupported, waits_in_vfork};
 
 /// What the survey is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

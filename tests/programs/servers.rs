@@ -164,6 +164,7 @@ fn sqlite() -> Program {
     }
     Program {
         name: "sqlite3 with a transaction on a file",
+        work: "an open transaction, its journal and its locks",
         needs: &[("sqlite3", "sqlite3")],
         argv: BASH,
         begin: |holder, dir| {
@@ -174,6 +175,7 @@ fn sqlite() -> Program {
             locked(dir);
             assert!(dir.join("db-journal").exists());
         },
+        rest: |_, _| (),
         go_on: |holder, dir, round| {
             locked(dir);
             let sql = format!("insert into t values ({round}); select 'rows', count(*) from t;\r");

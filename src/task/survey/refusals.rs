@@ -145,6 +145,9 @@ fn refuse_strict_seccomp(task: &TaskFacts) -> Result<()> {
     Ok(())
 }
 
+/// How the refusal of a process begins that waits in vfork.
+pub const IN_VFORK: &str = "it waits in vfork for its child";
+
 /// Whether a process waits for the child that it made with vfork. The kernel's function that waits may be part of its caller, where nothing
 /// else waits.
 pub fn waits_in_vfork(pid: Pid) -> bool {
@@ -155,7 +158,7 @@ pub fn waits_in_vfork(pid: Pid) -> bool {
 fn refuse_vfork(survey: &Survey, task: &TaskFacts) -> Result<()> {
     let child = survey.tasks.iter().find(|child| child.stat.ppid == task.pid && shares_memory(task.pid, child.pid));
     let child = child.map_or_else(String::new, |child| format!(" {} ({})", child.pid, child.comm()));
-    let kind = format!("it waits in vfork for its child{child}");
+    let kind = format!("{IN_VFORK}{child}");
     refuse(task.pid, task.comm(), kind, "try again when the child has started its program")
 }
 
