@@ -3,15 +3,18 @@
 //! Runs inside a tracee, so that a controller that dies takes no byte with it, and in the controller, which at a restore holds the
 //! descriptors itself. No allocation, no panic, no sleep that would clobber a restart block.
 //!
-//! 1. `drain`: packet mode off, then the unread output, so that any later byte on the master is known to be an echo.
-//! 2. Settings under which nothing is edited, echoed or signalled; ICANON stays, since changing it forgets the read boundaries.
-//! 3. Two sentinel bytes behind the input: when they end a line, all before them has been processed. They also show whether a
-//!    literal-next is pending: then the first does not end a line.
+//! 1. `drain`: packet mode off, the unread output, the kind of flow stop and the echoes that it held back: any later byte on the master
+//!    is known to be an echo of ours.
+//! 2. Settings under which nothing is edited or signalled and everything is echoed as it is; ICANON stays, since changing it forgets the
+//!    read boundaries. What was not processed when we came is echoed as it comes in: that many bytes at the end of the input are to be
+//!    processed again.
+//! 3. Two sentinel bytes behind the input: when they are echoed, all before them has come in. They also show whether a literal-next is
+//!    pending: then the first does not end a line.
 //! 4. Where they do not get through the line buffer is full and raw bytes wait behind it: reads leave one byte of a complete line
 //!    each time, as the kernel throws input away once a full buffer has no complete line.
-//! 5. The kind of flow stop, and the echoes that it held back. Then the original settings.
-//! 6. `put_back`: output without OPOST, flow stop, pending packet status, held echoes, the input with every special byte quoted by VLNEXT, the
-//!    original settings, the unprocessed bytes, packet mode.
+//! 5. The original settings.
+//! 6. `put_back`: the input with every special byte quoted by VLNEXT, before or after output without OPOST, flow stop, pending packet status and
+//!    held echoes; the original settings, the unprocessed bytes, packet mode.
 //!
 //! The caller keeps every user of the terminal frozen, and blocks SIGTTOU; a background process may not read (EIO).
 //! Source: drivers/tty/n_tty.c, drivers/tty/tty_buffer.c, drivers/tty/pty.c.
@@ -22,6 +25,8 @@ mod drain;
 mod io;
 #[path = "queue_put.rs"]
 mod put;
+#[path = "queue_typing.rs"]
+mod typing;
 
 #[allow(unused_imports)]
 pub use drain::{can_put_back, drain};
@@ -144,6 +149,7 @@ pub(crate) const ONLCR: u32 = 0o4;
 pub(crate) const ICANON: u32 = 0o2;
 pub(crate) const ECHO: u32 = 0o10;
 pub(crate) const NOFLSH: u32 = 0o200;
+pub(crate) const ECHOCTL: u32 = 0o1000;
 pub(crate) const IEXTEN: u32 = 0o100_000;
 pub(crate) const EXTPROC: u32 = 0o200_000;
 

@@ -4,10 +4,9 @@ use super::io::{self, Io, POLLIN, POLLOUT, POLLPRI};
 use super::*;
 
 /// Longest wait for the sentinels to be processed, in microseconds; then the line buffer is full.
-const SENTINEL_WAIT: u64 = 150_000;
+const SENTINEL_WAIT: u64 = 100_000;
 /// Longest wait for the next complete line from behind a full line buffer, in microseconds.
 const LINE_WAIT: u64 = 20_000;
-const STEP_WAIT: u64 = 50_000;
 
 /// The descriptors at work.
 struct Work {
@@ -16,6 +15,9 @@ struct Work {
     master: i32,
     /// The descriptor to close at the end.
     own: Option<i32>,
+    /// Bytes that came into the line buffer under our settings, and the last two of them: the master has their echoes.
+    echoed: u32,
+    tail: [u8; 2],
 }
 
 /// 0 where what `drain` reads can be put back, else a negated errno: EPERM or EIO where the master is external and the kernel does not
@@ -45,15 +47,15 @@ pub fn drain(hold: &mut Hold) -> i64 {
     if own.is_none() && hold.slave < 0 {
         return io::EBADF;
     }
-    let work = Work { slave: own.unwrap_or(hold.slave), master: hold.master, own };
-    let result = run(hold, &work);
+    let mut work = Work { slave: own.unwrap_or(hold.slave), master: hold.master, own, echoed: 0, tail: [0; 2] };
+    let result = run(hold, &mut work);
     if let Some(fd) = work.own {
         io::close(fd);
     }
     result.err().unwrap_or(0)
 }
 
-fn run(hold: &mut Hold, work: &Work) -> Io<()> {
+fn run(hold: &mut Hold, work: &mut Work) -> Io<()> {
     hold.settings = io::settings(work.slave)?;
     hold.locks = io::locks(work.slave)?;
     if hold.locks != [0; 9] {
@@ -66,13 +68,9 @@ fn run(hold: &mut Hold, work: &Work) -> Io<()> {
         packet_off(hold, work)?;
         read_output(hold, work.master)?;
     }
-    let result = read_input(hold, work);
-    let flow = match result {
-        Ok(()) => read_flow(hold, work),
-        Err(_) => Ok(()),
-    };
+    let result = read_flow(hold, work).and_then(|()| read_input(hold, work));
     io::set_settings(work.slave, &hold.settings)?;
-    result.and(flow)?;
+    result?;
     hold.phase = HELD;
     Ok(())
 }
@@ -105,15 +103,29 @@ fn read_output(hold: &mut Hold, master: i32) -> Io<()> {
     Ok(())
 }
 
-fn read_input(hold: &mut Hold, work: &Work) -> Io<()> {
+fn read_input(hold: &mut Hold, work: &mut Work) -> Io<()> {
     if work.master >= 0 {
         start_master(hold, work)?;
     }
     if hold.settings.canonical() { read_canonical(hold, work) } else { read_raw(hold, work) }
 }
 
+/// Nothing is special, and where the master is at hand all that comes in from now on is echoed as it is: it was not processed when we
+/// came.
+fn reading(hold: &Hold, work: &Work) -> Settings {
+    let mut settings = hold.settings.neutral();
+    if work.master < 0 {
+        // An external master in packet mode would see these two change.
+        settings.cc[VSTOP] = hold.settings.cc[VSTOP];
+        settings.cc[VSTART] = hold.settings.cc[VSTART];
+        return settings;
+    }
+    let (iflag, oflag) = (settings.iflag & !(PARMRK | IXON), settings.oflag & !OPOST);
+    Settings { iflag, oflag, lflag: settings.lflag | ECHO, ..settings }
+}
+
 /// One read into the free part of `input`, of at most `limit` bytes.
-fn read_some(hold: &mut Hold, slave: i32, limit: usize) -> Io<usize> {
+fn read_some(hold: &mut Hold, work: &mut Work, limit: usize) -> Io<usize> {
     hold.phase = DRAINING;
     let room = hold.input.get_mut(hold.input_len as usize..).unwrap_or_default();
     let len = room.len().min(limit);
@@ -121,78 +133,95 @@ fn read_some(hold: &mut Hold, slave: i32, limit: usize) -> Io<usize> {
     if room.is_empty() {
         return Err(io::ENOBUFS);
     }
-    let count = io::read(slave, room)?;
+    let count = io::read(work.slave, room)?;
     hold.input_len += count as u32;
+    // The kernel drops echoes that find no room; what one read lets in always finds it.
+    count_echoes(work)?;
     Ok(count)
 }
 
-/// Reads without lines until nothing is left, what is unprocessed included.
-fn read_rest(hold: &mut Hold, slave: i32) -> Io<()> {
-    while io::ready(slave, POLLIN) {
-        read_some(hold, slave, usize::MAX)?;
+/// Takes the echoes of what came in.
+fn count_echoes(work: &mut Work) -> Io<()> {
+    let mut echoes = [0u8; 512];
+    while work.master >= 0 && io::ready(work.master, POLLIN) {
+        let count = io::read(work.master, &mut echoes)?;
+        work.echoed += count as u32;
+        for byte in echoes.iter().take(count).skip(count.saturating_sub(2)) {
+            work.tail = [work.tail[1], *byte];
+        }
     }
     Ok(())
 }
 
-fn read_raw(hold: &mut Hold, work: &Work) -> Io<()> {
+/// Reads without lines until nothing is left, what is unprocessed included.
+fn read_rest(hold: &mut Hold, work: &mut Work) -> Io<()> {
+    while io::ready(work.slave, POLLIN) {
+        read_some(hold, work, usize::MAX)?;
+    }
+    Ok(())
+}
+
+fn read_raw(hold: &mut Hold, work: &mut Work) -> Io<()> {
     // With nothing to read this makes the kernel process what is pending.
     io::poll(work.slave, POLLIN, 0);
     let count = io::unread(work.slave);
     if count == 0 {
         return Ok(());
     }
-    let limit = hold.settings.ring_limit();
-    if work.master < 0 && count >= limit {
+    if work.master < 0 && count >= hold.settings.ring_limit() {
         return Err(io::ENOBUFS);
     }
-    let neutral = hold.settings.neutral();
-    io::set_settings(work.slave, &Settings { iflag: neutral.iflag & !PARMRK, ..neutral })?;
-    read_rest(hold, work.slave)?;
-    // Below the limit nothing can have waited behind the buffer but what the kernel's worker had not come to yet.
-    hold.ring_full = u32::from(count >= limit);
-    hold.ring_len = if hold.ring_full == 1 { count.min(hold.input_len) } else { hold.input_len };
-    Ok(())
+    let settings = reading(hold, work);
+    // Under EXTPROC nothing would be echoed.
+    io::set_settings(work.slave, &Settings { lflag: settings.lflag & !(ICANON | EXTPROC), ..settings })?;
+    read_rest(hold, work)?;
+    find_border(hold, work, 0)
 }
 
-fn read_canonical(hold: &mut Hold, work: &Work) -> Io<()> {
+fn read_canonical(hold: &mut Hold, work: &mut Work) -> Io<()> {
     // Where no line is complete this makes the kernel process what is pending.
     let lines = io::ready(work.slave, POLLIN);
     let before = io::unread(work.slave);
-    let mut neutral = hold.settings.neutral();
-    if work.master < 0 {
-        // An external master in packet mode would see these two change.
-        keep_stop_characters(&hold.settings, &mut neutral);
+    let mut settings = reading(hold, work);
+    settings.cc[VEOL] = SENTINEL;
+    if work.master >= 0 {
+        // What comes in is in lines at every blank, so that there is always a complete one.
+        settings.cc[VEOL2] = b' ';
+        settings.lflag |= IEXTEN;
     }
-    neutral.cc[VEOL] = SENTINEL;
-    io::set_settings(work.slave, &neutral)?;
+    io::set_settings(work.slave, &settings)?;
     let sent = send_sentinels(work, before)?;
-    let through = if lines {
-        sent > 0 && io::await_that(SENTINEL_WAIT, || io::unread(work.slave) > before)
-    } else {
+    let through = match (lines, work.master < 0) {
         // The buffer takes them in any case; if neither ends a line the master is stopped.
-        io::ready(work.slave, POLLIN)
+        (false, _) => io::ready(work.slave, POLLIN),
+        (true, true) => io::unread(work.slave) > before,
+        (true, false) => {
+            sent > 0
+                && io::await_that(SENTINEL_WAIT, || count_echoes(work).is_err() || work.tail == [SENTINEL, SENTINEL])
+        }
     };
     if through {
         read_lines(hold, work)?;
-        take_sentinels(hold, if work.master < 0 { sent } else { 0 });
-        Ok(())
-    } else if !lines {
-        read_partial(hold, work, sent)
-    } else if work.master < 0 {
-        Err(io::ENOBUFS)
+        hold.lnext = u32::from(if work.master < 0 { sent > 1 } else { work.echoed == sent && last_line_len(hold) > 1 });
+    } else if lines && work.master < 0 {
+        return Err(io::ENOBUFS);
+    } else if lines {
+        read_full(hold, work, &settings, before)?;
+        hold.ring_full = 1;
     } else {
-        read_full(hold, work, neutral, before, sent)
+        io::set_settings(work.slave, &Settings { lflag: settings.lflag & !ICANON, ..settings })?;
+        read_rest(hold, work)?;
     }
-}
-
-fn keep_stop_characters(from: &Settings, to: &mut Settings) {
-    to.cc[VSTOP] = from.cc[VSTOP];
-    to.cc[VSTART] = from.cc[VSTART];
+    find_border(hold, work, sent)?;
+    if hold.ring_full == 1 {
+        find_marks(hold);
+    }
+    Ok(())
 }
 
 /// Sentinels behind the input; yields how many were sent. To a master two, or none if it is stopped or has no room. Simulated ones are
 /// processed at once, and dropped by a full buffer, so the second is sent only where the first has ended no line.
-fn send_sentinels(work: &Work, before: u32) -> Io<usize> {
+fn send_sentinels(work: &Work, before: u32) -> Io<u32> {
     if work.master < 0 {
         io::simulate(work.slave, SENTINEL)?;
         if io::unread(work.slave) > before {
@@ -204,24 +233,14 @@ fn send_sentinels(work: &Work, before: u32) -> Io<usize> {
     if !io::ready(work.master, POLLOUT) {
         return Ok(0);
     }
-    io::write(work.master, &[SENTINEL, SENTINEL])
-}
-
-/// No line and no sentinel came through: the unfinished line, without lines.
-fn read_partial(hold: &mut Hold, work: &Work, sent: usize) -> Io<()> {
-    let neutral = hold.settings.neutral();
-    io::set_settings(work.slave, &Settings { lflag: neutral.lflag & !ICANON, ..neutral })?;
-    read_rest(hold, work.slave)?;
-    strip_sentinels(hold, sent);
-    hold.ring_len = hold.input_len;
-    Ok(())
+    io::write(work.master, &[SENTINEL, SENTINEL]).map(|count| count as u32)
 }
 
 /// Everything has been processed and the sentinels end the last line.
-fn read_lines(hold: &mut Hold, work: &Work) -> Io<()> {
+fn read_lines(hold: &mut Hold, work: &mut Work) -> Io<()> {
     while io::ready(work.slave, POLLIN) {
         let from = hold.input_len as usize;
-        let count = read_some(hold, work.slave, usize::MAX)?;
+        let count = read_some(hold, work, usize::MAX)?;
         let last = hold.input.get(from..from + count).and_then(|line| line.last().copied());
         let end = hold.settings.end_of(last);
         push_line(hold, count as u32, end)?;
@@ -236,75 +255,42 @@ fn push_line(hold: &mut Hold, len: u32, end: u16) -> Io<()> {
     Ok(())
 }
 
-fn last_line_len(hold: &Hold) -> usize {
+fn last_line_len(hold: &Hold) -> u32 {
     match (hold.line_count as usize).checked_sub(1) {
-        Some(last) => usize::from(hold.lines.get(last).copied().unwrap_or(0) & 0x1fff),
+        Some(last) => u32::from(hold.lines.get(last).copied().unwrap_or(0) & 0x1fff),
         None => 0,
     }
 }
 
-/// Turns the lines that the sentinels ended into the unfinished line. A literal-next has kept the first one from ending a line.
-/// `simulated`: how many were sent by simulated typing, 0 where two went through the master.
-fn take_sentinels(hold: &mut Hold, simulated: usize) {
-    let len = last_line_len(hold);
-    if simulated == 0 && len == 1 && hold.line_count > 1 {
-        // The second sentinel's own line.
-        hold.line_count -= 1;
-        strip_sentinels(hold, 2);
-    } else {
-        hold.lnext = u32::from(simulated != 1);
-        strip_sentinels(hold, if simulated == 1 { 1 } else { 2.min(len) });
-    }
-    hold.line_count = hold.line_count.saturating_sub(1);
-    hold.ring_len = hold.input_len;
-}
-
-fn strip_sentinels(hold: &mut Hold, sent: usize) {
-    for _ in 0..sent {
-        let Some(last) = (hold.input_len as usize).checked_sub(1) else { return };
-        if hold.input.get(last) == Some(&SENTINEL) {
-            hold.input_len -= 1;
-        }
-    }
-}
-
-/// The buffer is full and more waits behind it. `before` bytes are in complete lines; the buffer's content ends where with the EOF marks its
-/// slots are used up.
-fn read_full(hold: &mut Hold, work: &Work, neutral: Settings, before: u32, sent: usize) -> Io<()> {
-    // Bytes that come in from now on are data for later: undoubled, and in lines at every blank so that there is always a complete one.
-    let mut settings = Settings { iflag: neutral.iflag & !PARMRK, lflag: neutral.lflag | IEXTEN, ..neutral };
-    settings.cc[VEOL2] = b' ';
-    io::set_settings(work.slave, &settings)?;
-    let mut len = 0;
-    // The lines of the buffer have `before` bytes; then a read that yields nothing is a lone EOF mark.
+/// Reads from a full buffer, of which `before` bytes are in complete lines, and what waits behind it. One byte of a complete line is left each
+/// time: without one, a full buffer throws away what comes in.
+///
+/// A read that has used up its size tells nothing of where the line ends. The first one, of half the lines, lets in bytes which are
+/// a complete line behind those of the buffer, so that all others reach the end of their line.
+fn read_full(hold: &mut Hold, work: &mut Work, settings: &Settings, before: u32) -> Io<()> {
+    let (mut len, mut first) = (0, true);
     while hold.input_len <= before && io::await_that(LINE_WAIT, || io::unread(work.slave) > 1) {
-        let want = io::unread(work.slave).saturating_sub(1) as usize;
-        let count = read_some(hold, work.slave, want)?;
+        let unread = io::unread(work.slave);
+        let want = if first { unread / 2 } else { unread - 1 };
+        let count = read_some(hold, work, want as usize)? as u32;
+        len += count;
         let last = (hold.input_len as usize).checked_sub(1).and_then(|at| hold.input.get(at).copied());
-        let end = hold.settings.end_of(last.filter(|_| count > 0 || len > 0));
-        len += count as u32;
-        if hold.input_len <= before && (count < want || end != END_EOF) {
+        let end = hold.settings.end_of(last.filter(|_| len > 0));
+        // Behind `before` bytes a line ends; then a read that yields nothing is a lone EOF mark.
+        if hold.input_len <= before && (count < want || end != END_EOF || hold.input_len == before) {
             push_line(hold, len, end)?;
-            hold.ring_len = hold.input_len;
             len = 0;
         }
+        if first {
+            let left = before.saturating_sub(hold.input_len);
+            io::await_that(LINE_WAIT, || io::unread(work.slave) > left);
+            first = false;
+        }
     }
-    let from = hold.input_len as usize;
-    io::set_settings(work.slave, &Settings { lflag: settings.lflag & !ICANON, ..settings })?;
-    read_rest(hold, work.slave)?;
-    if from < before as usize {
-        end_last_line(hold, from, len)?;
-    }
-    strip_sentinels(hold, sent);
-    // Behind the last line's end come the bytes that are still within the buffer.
-    let within = hold.settings.ring_limit().saturating_sub(slots_of_marks(hold)).max(hold.ring_len);
-    hold.ring_full = u32::from(hold.input_len >= within);
-    hold.ring_len = within.min(hold.input_len);
-    Ok(())
-}
-
-fn slots_of_marks(hold: &Hold) -> u32 {
-    hold.lines.iter().take(hold.line_count as usize).filter(|line| **line >> 13 == END_EOF).count() as u32
+    let from = hold.input_len;
+    io::set_settings(work.slave, &Settings { lflag: settings.lflag & !ICANON, ..*settings })?;
+    read_rest(hold, work)?;
+    if from < before { end_last_line(hold, from as usize, len) } else { Ok(()) }
 }
 
 /// The last byte of the last line in the buffer was read without lines, with a NUL for its EOF mark.
@@ -315,19 +301,43 @@ fn end_last_line(hold: &mut Hold, at: usize, len: u32) -> Io<()> {
         return Ok(());
     }
     push_line(hold, len + 1, end)?;
-    hold.ring_len = at as u32 + 1;
-    if end != END_EOF {
-        return Ok(());
-    }
-    hold.input_len -= 1;
-    let mut slots = hold.input.iter_mut().skip(at + 1);
-    let mut previous = slots.next();
-    for slot in slots {
-        if let Some(hole) = previous.replace(slot) {
-            *hole = previous.as_ref().map_or(0, |slot| **slot);
-        }
+    if end == END_EOF {
+        hold.input.copy_within(at + 2.., at + 1);
+        hold.input_len -= 1;
     }
     Ok(())
+}
+
+/// Takes the sentinels away and finds where the line buffer's content ended: what came in later has been echoed. A line that ends
+/// beyond is none yet.
+fn find_border(hold: &mut Hold, work: &mut Work, sent: u32) -> Io<()> {
+    if work.master >= 0 {
+        // Echoes that wait go out when something is written.
+        io::write(work.slave, &[])?;
+        count_echoes(work)?;
+    }
+    let late = if work.master < 0 { sent } else { work.echoed };
+    hold.ring_len = hold.input_len.checked_sub(late).ok_or(io::EIO)?;
+    hold.input_len = hold.input_len.checked_sub(sent).filter(|len| *len >= hold.ring_len).ok_or(io::EIO)?;
+    let mut len: u32 = hold.lines.iter().take(hold.line_count as usize).map(|line| u32::from(line & 0x1fff)).sum();
+    while len > hold.ring_len {
+        len -= last_line_len(hold);
+        hold.line_count -= 1;
+    }
+    hold.ring_full |= u32::from(late > sent && hold.line_count == 0);
+    Ok(())
+}
+
+/// A full buffer that has fewer bytes and EOF marks than slots has marks that no read shows: behind lines that end in a quoted
+/// terminator. Which of them is not known, and makes no difference to a reader.
+fn find_marks(hold: &mut Hold) {
+    let lines = hold.lines.get_mut(..hold.line_count as usize).unwrap_or_default();
+    let marks = lines.iter().filter(|line| **line >> 13 == END_EOF).count() as u32;
+    let hidden = hold.settings.ring_limit().saturating_sub(hold.ring_len + marks) as usize;
+    if hidden <= lines.len() - marks as usize {
+        let ended = lines.iter_mut().rev().filter(|line| **line >> 13 != END_EOF);
+        ended.take(hidden).for_each(|line| *line = *line & 0x1fff | END_EOF << 13);
+    }
 }
 
 /// A master that was stopped by TCOOFF takes no sentinel; one that has no room goes on having none.
@@ -342,8 +352,8 @@ fn start_master(hold: &mut Hold, work: &Work) -> Io<()> {
     Ok(())
 }
 
-/// Whether the slave's output was stopped, and what the stop has held back. The queues are empty now, so a side that cannot be
-/// written to is stopped.
+/// Whether the slave's output was stopped, and what the stop has held back. The output is empty now, so if the slave cannot be written
+/// to it is stopped.
 fn read_flow(hold: &mut Hold, work: &Work) -> Io<()> {
     if !io::ready(work.slave, POLLOUT) {
         io::xonc(work.slave, 1)?;
@@ -363,12 +373,9 @@ fn read_flow(hold: &mut Hold, work: &Work) -> Io<()> {
         return Ok(());
     }
     if hold.flow == FLOW_CHAR {
-        let mut settings = hold.settings.neutral();
-        settings.iflag |= IXON;
-        settings.cc[VSTART] = START;
-        io::set_settings(work.slave, &settings)?;
-        io::write(work.master, &[START])?;
-        if !io::await_that(STEP_WAIT, || io::ready(work.slave, POLLOUT)) {
+        // Without IXON the kernel starts what a STOP character has stopped; a START character might have to wait behind a full buffer.
+        io::set_settings(work.slave, &Settings { iflag: hold.settings.iflag & !IXON, ..hold.settings })?;
+        if !io::ready(work.slave, POLLOUT) {
             return Err(io::EIO);
         }
     }

@@ -1,14 +1,11 @@
 //! Putting the queues back.
 
 use super::io::{self, Io, POLLIN, POLLOUT};
+use super::typing::{CHUNK, STEP_WAIT, Sync, Way, Work, await_worker, flush_typed, neutral, put_input, type_bytes};
 use super::*;
 
-/// Largest write: nine buffers of this size, used twice each, are what the kernel queues behind a full line buffer.
-const CHUNK: usize = 1024;
 /// Bytes in a full line buffer.
 const RING: usize = 4095;
-const STEP_WAIT: u64 = 50_000;
-const WORKER_WAIT: i32 = 20;
 
 const STATUS_FLUSHREAD: u32 = 0x01;
 const STATUS_FLUSHWRITE: u32 = 0x02;
@@ -16,22 +13,6 @@ const STATUS_STOP: u32 = 0x04;
 const STATUS_START: u32 = 0x08;
 const STATUS_FLOW: u32 = 0x30;
 const STATUS_IOCTL: u32 = 0x40;
-
-/// Where typed bytes go: through the kernel's simulated input, done when the call returns, or through the master.
-#[derive(Clone, Copy, PartialEq)]
-enum Way {
-    Simulate,
-    Master,
-}
-
-struct Work {
-    slave: i32,
-    master: i32,
-    way: Way,
-    /// Bytes on their way to the master.
-    pending: [u8; CHUNK],
-    len: usize,
-}
 
 /// Puts what `hold` holds onto `hold.slave` and `hold.master`, which may be a fresh pair with empty queues; 0 or a negated errno.
 /// Afterwards the settings, flow and packet mode are the original ones. EAGAIN: the kernel took less than it had; what lies beyond
@@ -57,7 +38,14 @@ pub fn put_back(hold: &mut Hold) -> i64 {
     }
     let simulate = hold.no_sti == 0 && io::may_simulate(hold.slave);
     let way = if simulate { Way::Simulate } else { Way::Master };
-    let mut work = Work { slave: own.unwrap_or(hold.slave), master: hold.master, way, pending: [0; CHUNK], len: 0 };
+    let mut work = Work {
+        slave: own.unwrap_or(hold.slave),
+        master: hold.master,
+        way,
+        sync: Sync::Pause,
+        pending: [0; CHUNK],
+        len: 0,
+    };
     let result = if way == Way::Master && work.master < 0 { Err(io::EPERM) } else { run(hold, &mut work) };
     if let Some(fd) = own {
         io::close(fd);
@@ -66,14 +54,19 @@ pub fn put_back(hold: &mut Hold) -> i64 {
 }
 
 fn run(hold: &mut Hold, work: &mut Work) -> Io<()> {
-    if hold.phase == DRAINING && hold.line_count == 0 && hold.ring_len == 0 {
+    if hold.phase == DRAINING && hold.ring_len == 0 {
         // The drain failed before it had sorted the input.
         hold.ring_len = hold.input_len;
     }
+    // While there is no output yet, echoes and a stop tell when typed input has been processed. A STOP character, held echoes and status
+    // bits have to come before the input.
+    let first = work.master >= 0 && hold.status == 0 && hold.echo_len == 0 && hold.flow != FLOW_CHAR;
+    work.sync = if work.way == Way::Master && first { Sync::Exact } else { Sync::Pause };
+    let input = if work.sync == Sync::Exact { put_input(hold, work) } else { Ok(()) };
     if work.master >= 0 {
         put_output_side(hold, work)?;
     }
-    let input = put_input(hold, work);
+    let input = if work.sync == Sync::Exact { input } else { put_input(hold, work) };
     io::set_settings(work.slave, &hold.settings)?;
     if hold.locked == 1 {
         io::set_locks(work.slave, &hold.locks)?;
@@ -153,14 +146,6 @@ fn raise_flushes(hold: &Hold, work: &Work) -> Io<()> {
     Ok(())
 }
 
-/// The settings for writing: neutral, but the flow characters stay, so that no status bit is raised.
-fn neutral(hold: &Hold) -> Settings {
-    let mut settings = hold.settings.neutral();
-    settings.cc[VSTOP] = hold.settings.cc[VSTOP];
-    settings.cc[VSTART] = hold.settings.cc[VSTART];
-    Settings { iflag: settings.iflag & !PARMRK, oflag: settings.oflag & !OPOST, ..settings }
-}
-
 /// The master's line buffer is filled first and the worker awaited: what is queued behind it then gets all the room there is.
 fn put_output(hold: &mut Hold, work: &Work) -> Io<()> {
     io::set_settings(work.slave, &neutral(hold))?;
@@ -206,12 +191,6 @@ fn put_flow(hold: &Hold, work: &mut Work) -> Io<()> {
     }
 }
 
-fn await_worker(done: impl FnMut() -> bool, work: &Work) {
-    if !io::await_that(STEP_WAIT, done) && work.way == Way::Master {
-        io::pause(WORKER_WAIT);
-    }
-}
-
 /// Echoes that wait for room or for the output to go on: typed as input that is echoed as it is, and read away again.
 fn put_echoes(hold: &mut Hold, work: &mut Work) -> Io<()> {
     if hold.echo_len == 0 {
@@ -242,161 +221,6 @@ fn put_echoes(hold: &mut Hold, work: &mut Work) -> Io<()> {
         io::read(work.slave, &mut sink)?;
     }
     Ok(())
-}
-
-/// Adds bytes to what is typed.
-fn type_bytes(work: &mut Work, bytes: &[u8]) -> Io<()> {
-    for byte in bytes {
-        if work.way == Way::Simulate {
-            io::simulate(work.slave, *byte)?;
-            continue;
-        }
-        if work.len == CHUNK {
-            flush_typed(work)?;
-        }
-        if let Some(slot) = work.pending.get_mut(work.len) {
-            *slot = *byte;
-            work.len += 1;
-        }
-    }
-    Ok(())
-}
-
-/// Sends what was typed; the line buffer has room for all of it, so waiting for the kernel's worker is enough.
-fn flush_typed(work: &mut Work) -> Io<()> {
-    let mut done = 0;
-    while done < work.len {
-        let rest = work.pending.get(done..work.len).unwrap_or_default();
-        match io::write_now(work.master, rest) {
-            Ok(count) => done += count,
-            Err(io::EAGAIN) => {
-                if !io::await_that(STEP_WAIT * 20, || io::ready(work.master, POLLOUT)) {
-                    return Err(io::EAGAIN);
-                }
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    work.len = 0;
-    Ok(())
-}
-
-/// Lines with their ends, the unfinished line and the literal-next, or raw bytes; processed when this returns.
-fn put_input(hold: &Hold, work: &mut Work) -> Io<()> {
-    if hold.ring_len == 0 && hold.line_count == 0 && hold.lnext == 0 {
-        return Ok(());
-    }
-    let ring = hold.input.get(..hold.ring_len as usize).unwrap_or_default();
-    if !hold.settings.canonical() {
-        return put_raw(hold, work, ring);
-    }
-    let typing = typing_settings(hold);
-    io::set_settings(work.slave, &typing)?;
-    let mut at = 0;
-    let mut complete = 0;
-    for line in hold.lines.iter().take(hold.line_count as usize) {
-        let (len, end) = (usize::from(*line & 0x1fff), *line >> 13);
-        let bytes = ring.get(at..at + len).ok_or(io::EINVAL)?;
-        at += len;
-        complete += len as u32;
-        match (bytes.split_last(), end) {
-            (Some((last, body)), END_NEWLINE | END_EOL | END_EOL2) => {
-                type_quoted(work, &typing, body)?;
-                type_bytes(work, &[*last])?;
-            }
-            _ => {
-                type_quoted(work, &typing, bytes)?;
-                type_bytes(work, &[typing.cc[VEOF]])?;
-            }
-        }
-    }
-    let partial = ring.get(at..).unwrap_or_default();
-    type_quoted(work, &typing, partial)?;
-    flush_typed(work)?;
-    settle(hold, work, &typing, complete)?;
-    if hold.lnext == 1 {
-        type_bytes(work, &[typing.cc[VLNEXT]])?;
-        flush_typed(work)?;
-        settle(hold, work, &typing, complete)?;
-    }
-    Ok(())
-}
-
-/// Raw bytes: typed as one unfinished line with every special character quoted, which switching ICANON off makes plain bytes of. The flow
-/// characters stay as they are, since a change would leave a bit in the packet status. Under EXTPROC nothing is special.
-fn put_raw(hold: &Hold, work: &mut Work, bytes: &[u8]) -> Io<()> {
-    if hold.settings.lflag & EXTPROC != 0 {
-        let edits = hold.settings.iflag & (ISTRIP | IUCLC);
-        if edits != 0 {
-            io::set_settings(work.slave, &Settings { iflag: hold.settings.iflag & !edits, ..hold.settings })?;
-        }
-        type_bytes(work, bytes)?;
-        flush_typed(work)?;
-        await_worker(|| io::unread(work.slave) >= bytes.len() as u32, work);
-        return Ok(());
-    }
-    let mut typing = typing_settings(hold);
-    typing.lflag |= ICANON;
-    io::set_settings(work.slave, &typing)?;
-    type_quoted(work, &typing, bytes)?;
-    flush_typed(work)?;
-    // With no line to read this makes the kernel process what was typed.
-    io::poll(work.slave, POLLIN, 0);
-    Ok(())
-}
-
-/// Lines can be typed: VEOF, VLNEXT, the original VEOL and VEOL2; nothing else is special but the flow characters.
-fn typing_settings(hold: &Hold) -> Settings {
-    let original = &hold.settings;
-    let mut settings = neutral(hold);
-    settings.lflag |= IEXTEN;
-    settings.cc[VEOL] = original.cc[VEOL];
-    settings.cc[VEOL2] = if original.lflag & IEXTEN != 0 { original.cc[VEOL2] } else { 0 };
-    let taken = [settings.cc[VEOL], settings.cc[VEOL2], settings.cc[VSTOP], settings.cc[VSTART], b'\n'];
-    let mut free = [0x04, 0x16, 0x1c, 0x1d, 0x1e, 0x1f, 0x02].into_iter().filter(|byte| !taken.contains(byte));
-    settings.cc[VEOF] = free.next().unwrap_or(0x04);
-    settings.cc[VLNEXT] = free.next().unwrap_or(0x16);
-    settings
-}
-
-fn type_quoted(work: &mut Work, typing: &Settings, bytes: &[u8]) -> Io<()> {
-    for byte in bytes {
-        let special = [VEOF, VLNEXT, VEOL, VEOL2, VSTOP, VSTART].iter().any(|slot| typing.cc.get(*slot) == Some(byte));
-        if *byte == b'\n' || (special && *byte != 0) {
-            type_bytes(work, &[typing.cc[VLNEXT]])?;
-        }
-        type_bytes(work, &[*byte])?;
-    }
-    Ok(())
-}
-
-/// Waits until all that was typed has been processed. Exact after simulated input, where no line is complete, and where the flow characters can serve
-/// as a sentinel; else the worker gets 20 ms.
-fn settle(hold: &Hold, work: &Work, typing: &Settings, complete: u32) -> Io<()> {
-    if work.way == Way::Simulate {
-        return Ok(());
-    }
-    await_worker(|| io::unread(work.slave) >= complete, work);
-    if !io::ready(work.slave, POLLIN)
-        || hold.line_count as usize > 0 && partial_len(hold) == 0 && complete > 0 && hold.lnext == 0
-    {
-        return Ok(());
-    }
-    let flow = typing.iflag & IXON != 0 && typing.cc[VSTOP] != 0 && typing.cc[VSTART] != 0;
-    if hold.ring_full == 1 || !flow || hold.status != 0 || hold.lnext == 1 || !io::ready(work.slave, POLLOUT) {
-        io::pause(WORKER_WAIT);
-        return Ok(());
-    }
-    io::write(work.master, &[typing.cc[VSTOP]])?;
-    await_worker(|| !io::ready(work.slave, POLLOUT), work);
-    io::write(work.master, &[typing.cc[VSTART]])?;
-    await_worker(|| io::ready(work.slave, POLLOUT), work);
-    Ok(())
-}
-
-fn partial_len(hold: &Hold) -> u32 {
-    let lines: u32 = hold.lines.iter().take(hold.line_count as usize).map(|line| u32::from(*line & 0x1fff)).sum();
-    hold.ring_len.saturating_sub(lines)
 }
 
 /// What was unprocessed, under the original settings. Taken as far as the kernel has room.

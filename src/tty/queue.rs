@@ -5,10 +5,11 @@
 //! construction; a [`Hold`] from a tracee or an image is not trusted.
 //!
 //! What stays ambiguous:
-//! - A line whose last byte is a quoted newline, VEOL or VEOL2 and that an EOF mark ends comes back ended by that byte. The reads are
-//!   the same, the line takes one slot less; behind a full line buffer that many bytes are then processed earlier, with their echo.
-//! - In a full line buffer: an EOF mark against a NUL at the end of its last line, a pending literal-next, and with PARMRK
-//!   the last slot or two.
+//! - A line whose last byte is a quoted newline, VEOL or VEOL2 and that an EOF mark ends comes back ended by that byte; the reads are the
+//!   same, and only a program that leaves canonical mode with the line unread sees a NUL less. In a full line buffer the number of such lines
+//!   is known, though not which they are: the last ones that could be are taken for them, so that the buffer is as full as it was.
+//! - In a full line buffer behind which 4 KB without blank or newline wait: an EOF mark against a NUL at the end of its last line. With
+//!   PARMRK: whether the last slot or two hold such a mark.
 //! - The 4096th byte of an unfinished line that has overflowed; nothing in canonical mode can read it.
 //! - A stop without its packet status bit comes back with it where a flush of the output is pending and more output than the master's line
 //!   buffer holds.

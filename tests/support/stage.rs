@@ -137,6 +137,16 @@ impl Stage {
         actor.script.write_all(format!("{line}\n").as_bytes()).unwrap();
     }
 
+    /// Posts a system call that blocks on a descriptor, and waits until the actor is in it.
+    pub fn block(&mut self, name: &str, nr: i64, args: &[Arg]) {
+        self.post(name, &Stage::line(nr, args));
+        let Some(Arg::Number(fd)) = args.first() else { panic!("the first argument is no number") };
+        let (path, start) = (format!("/proc/{}/syscall", self.pid(name)), format!("{nr} {fd:#x} "));
+        let is_in = || fs::read_to_string(&path).is_ok_and(|text| text.starts_with(&start)).then_some(());
+        until("blocked actor", PATIENCE, is_in, || format!("{:?}", fs::read_to_string(&path)));
+        self.blocked.insert(name.into());
+    }
+
     /// Whether an answer is waiting.
     pub fn has_answer(&self, name: &str) -> bool {
         let mut fds = [PollFd::new(self.actors[name].answers.as_fd(), PollFlags::POLLIN)];

@@ -226,8 +226,7 @@ impl Stage {
                 // Where no slave is open nothing but time makes the kernel process what is on its way.
                 self.sys(&names[0], libc::SYS_poll, &[0.into(), 0.into(), 30.into()]);
             }
-            for (name, fd, master) in self.slaves_first(&names) {
-                let reads = self.drain(&name, fd);
+            for ((name, fd, master), reads) in self.drain_all(&names) {
                 // Where one read of a master, or without lines, ends and the next begins is up to the kernel's worker.
                 let text =
                     if master || !self.has_lines(&name, fd) { self.joined(&name, fd, &reads) } else { reads.join(",") };
@@ -286,10 +285,33 @@ impl Stage {
         self.write(name, fd, bytes)
     }
 
+    /// What each read of each terminal returned. Some lines at a time and then what the masters have: the kernel drops echoes that find no
+    /// room, and which ones is a race.
+    fn drain_all(&mut self, names: &[String]) -> Vec<((String, i32, bool), Vec<String>)> {
+        let mut all: Vec<_> = self.slaves_first(names).into_iter().map(|terminal| (terminal, Vec::new())).collect();
+        for _ in 0..20 {
+            let mut found = false;
+            for ((name, fd, master), reads) in &mut all {
+                let some = self.read_some(name, *fd, if *master { 100 } else { 20 });
+                found |= !some.is_empty();
+                reads.extend(some);
+            }
+            if !found {
+                break;
+            }
+        }
+        all
+    }
+
     /// Reads until nothing is left, and yields what each read returned.
     pub fn drain(&mut self, name: &str, fd: i32) -> Vec<String> {
+        self.read_some(name, fd, 100)
+    }
+
+    /// The same, with so many reads at most.
+    fn read_some(&mut self, name: &str, fd: i32, most: usize) -> Vec<String> {
         let mut reads = Vec::new();
-        while self.events(name, fd, libc::POLLIN) & libc::POLLIN != 0 && reads.len() < 100 {
+        while reads.len() < most && self.events(name, fd, libc::POLLIN) & libc::POLLIN != 0 {
             let answer = self.sys(name, libc::SYS_read, &[fd.into(), room(READ), Arg::Number(READ as i64)]);
             let bytes = &answer.rooms[0][..answer.result.max(0) as usize];
             reads.push(format!("{}:{}", answer.result, bytes.escape_ascii()));
