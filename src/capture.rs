@@ -131,6 +131,7 @@ pub fn capture(frozen: Frozen, survey: &Survey, mode: SurveyMode, connections: C
     let terminals = Terminals::find(&tables, &ofds, &stats)?;
     if mode == SurveyMode::Dump {
         refuse_outside(&tables)?;
+        flight.refuse_hidden(&tables, &sockets)?;
         known.iter().try_for_each(refuse_without_vdso)?;
     }
     let mut images = Images::default();

@@ -5,6 +5,7 @@
 //! written. Nothing is refused here: what does not fit together is shown as it is.
 
 mod flags;
+mod socket;
 mod terminal;
 mod tree;
 mod view;
@@ -16,6 +17,7 @@ use serde_json::{Value, json};
 use crate::error::{Error, Result};
 use crate::image::{Images, Kind, read};
 
+pub use socket::Socket;
 pub use terminal::Terminal;
 pub use view::{Descriptor, Loss, Task, View};
 

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 
 use super::flags;
+use super::socket::Socket;
 use super::terminal::Terminal;
 use crate::image::text::escape;
 use crate::image::{Images, pb};
@@ -23,6 +24,7 @@ pub struct View {
     /// In the order of the tree: each parent before its children.
     pub tasks: Vec<Task>,
     pub terminals: Vec<Terminal>,
+    pub sockets: Vec<Socket>,
     pub losses: Vec<Loss>,
     /// Files of kinds that are not known.
     pub unknown: Vec<String>,
@@ -97,6 +99,7 @@ impl View {
             kernel: kernel.map(|kernel| format!("{} {}", kernel.release(), kernel.machine()).trim().to_owned()),
             tasks: Gather::new(images, &terminals).tasks(),
             terminals,
+            sockets: images.files.iter().filter_map(|file| Socket::new(images, file)).collect(),
             losses: own.iter().flat_map(|own| &own.losses).map(loss).collect(),
             unknown: images.unknown.clone(),
             stored_bytes: images.pagemaps.values().chain(images.shmem_pagemaps.values()).map(stored).sum(),
@@ -232,7 +235,7 @@ impl<'a> Gather<'a> {
                 fifo.regf_id.and_then(|id| self.regs.get(&id)).map_or(String::new(), |reg| escape(&reg.name) + " ");
             return Some(path + &pipe(fifo.pipe_id, &self.images.fifo_data));
         }
-        file.usk.as_ref().map(|socket| format!("{} peer {} {}", socket.ino, socket.peer, escape(&socket.name)))
+        Socket::new(self.images, file).map(|socket| socket.summary())
     }
 
     /// F_GETFL of a description, from whichever body it has; a fifo's are with its path.
@@ -244,6 +247,8 @@ impl<'a> Gather<'a> {
             file.tty.as_ref().map(|body| body.flags),
             file.pipe.as_ref().map(|body| body.flags),
             file.usk.as_ref().map(|body| body.flags),
+            file.isk.as_ref().map(|body| body.flags),
+            file.nlsk.as_ref().map(|body| body.flags),
             file.efd.as_ref().map(|body| body.flags),
             file.epfd.as_ref().map(|body| body.flags),
             file.sgfd.as_ref().map(|body| body.flags),

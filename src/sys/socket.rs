@@ -240,16 +240,43 @@ pub fn adopt(fd: RawFd) -> OwnedFd {
 
 const _: () = assert!(size_of::<Peeked>() % 8 == 0 && size_of::<libc::cmsghdr>() == 16);
 
+/// What a walk along a queue has found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Walk {
+    /// How many messages it came to.
+    pub count: usize,
+    /// Whether all fitted.
+    pub complete: bool,
+    /// The first message is empty, which a walk sees only once: the kernel passes over an empty message that was looked at
+    /// (__skb_try_recv_from_queue, net/core/datagram.c). False for a stream.
+    pub first_is_empty: bool,
+}
+
+/// A part of a queue, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Range {
+    /// Behind so many.
+    pub start: usize,
+    /// Of a stream, how many there are: a look behind its end would take an error that waits to be told.
+    pub limit: Option<usize>,
+}
+
 /// Looks at every message of a queue without taking one, into `area`: a header and the bytes of each, 8-byte aligned.
 ///
-/// `limit` is how many bytes a stream has: a look behind its end would take an error that waits to be told. SO_PEEK_OFF and
-/// SO_PASSCRED are changed for the time of the look. Yields the number of messages and whether all fitted. Allocates nothing.
-pub fn peek_all(fd: BorrowedFd<'_>, limit: Option<usize>, area: &mut [u64]) -> Result<(usize, bool), Errno> {
+/// SO_PEEK_OFF and SO_PASSCRED are changed for the time of the look. A message that does not fit is looked at again by the walk that begins
+/// behind those that did. Allocates nothing.
+pub fn peek_all(fd: BorrowedFd<'_>, range: Range, area: &mut [u64]) -> Result<Walk, Errno> {
     let get = |name| number_in_place(fd, name);
     let set = |name, value: i32| set_option(fd, libc::SOL_SOCKET, name, &value.to_ne_bytes());
     let (offset, credentials) = (get(libc::SO_PEEK_OFF)?, get(libc::SO_PASSCRED)?);
-    let found =
-        set(libc::SO_PASSCRED, 1).and_then(|()| set(libc::SO_PEEK_OFF, 0)).and_then(|()| peek_on(fd, limit, area));
+    let Range { start, limit } = range;
+    let start = i32::try_from(start).map_err(|_| Errno::EOVERFLOW)?;
+    let walked =
+        set(libc::SO_PASSCRED, 1).and_then(|()| set(libc::SO_PEEK_OFF, start)).and_then(|()| peek_on(fd, limit, area));
+    let found = walked.and_then(|(count, complete)| {
+        let first_is_empty = limit.is_none() && set(libc::SO_PEEK_OFF, -1).and_then(|()| first_len(fd))? == Some(0);
+        Ok(Walk { count, complete, first_is_empty })
+    });
     let back = set(libc::SO_PEEK_OFF, offset).and(set(libc::SO_PASSCRED, credentials));
     back.and(found)
 }
@@ -284,6 +311,22 @@ fn number_in_place(fd: BorrowedFd<'_>, name: c_int) -> Result<i32, Errno> {
     Ok(value)
 }
 
+/// The length of the first message; none where nothing waits.
+fn first_len(fd: BorrowedFd<'_>) -> Result<Option<usize>, Errno> {
+    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT | libc::MSG_TRUNC;
+    // SAFETY: there is no room to write to.
+    match Errno::result(unsafe { libc::recv(fd.as_raw_fd(), std::ptr::null_mut(), 0, flags) }) {
+        Err(Errno::EAGAIN) => Ok(None),
+        len => len.map(|len| Some(len as usize)),
+    }
+}
+
+/// Takes one message and throws it away.
+pub fn discard(fd: BorrowedFd<'_>) -> Result<(), Errno> {
+    // SAFETY: there is no room to write to.
+    Errno::result(unsafe { libc::recv(fd.as_raw_fd(), std::ptr::null_mut(), 0, libc::MSG_DONTWAIT) }).map(drop)
+}
+
 fn peek_on(fd: BorrowedFd<'_>, limit: Option<usize>, area: &mut [u64]) -> Result<(usize, bool), Errno> {
     const HEAD: usize = size_of::<Peeked>() / 8;
     let (mut at, mut count, mut bytes_seen) = (0, 0, 0);
@@ -307,6 +350,7 @@ fn peek_on(fd: BorrowedFd<'_>, limit: Option<usize>, area: &mut [u64]) -> Result
         }
         let full = peeked.len as usize > room.len() * 8 || peeked.flags & libc::MSG_TRUNC as u32 != 0;
         if full || peeked.len as usize == room.len() * 8 {
+            peeked.fds.iter().take(peeked.rights as usize).for_each(|fd| drop(adopt(*fd)));
             return Ok((count, false));
         }
         at += HEAD + (peeked.len as usize).div_ceil(8);

@@ -21,7 +21,8 @@ impl Stage {
         self.place(name, got as i32, fd, flags);
     }
 
-    fn place(&mut self, name: &str, got: i32, fd: i32, flags: i32) {
+    /// Moves a descriptor to this number, close-on-exec where the flags say so.
+    pub fn place(&mut self, name: &str, got: i32, fd: i32, flags: i32) {
         if got != fd {
             self.must(name, libc::SYS_dup3, &[got.into(), fd.into(), (flags & libc::O_CLOEXEC).into()]);
             self.close(name, got);

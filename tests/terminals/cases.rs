@@ -174,8 +174,10 @@ fn facts(images: &Images) -> Vec<String> {
     facts.extend(own.ttys.iter().map(|tty| format!("{tty:?}")));
     facts.extend(own.cttys.iter().map(|ctty| format!("{ctty:?}")));
     facts.extend(images.tty_info.iter().map(|tty| format!("{tty:?}")));
-    facts.extend(own.ofds.iter().map(|ofd| format!("{ofd:?}")));
-    facts.extend(images.files.iter().map(|file| format!("{file:?}")));
+    // The inode numbers of sockets are the kernel's to choose.
+    let is_socket = |path: &[u8]| path.starts_with(b"socket:");
+    facts.extend(own.ofds.iter().filter(|ofd| !is_socket(ofd.path())).map(|ofd| format!("{ofd:?}")));
+    facts.extend(images.files.iter().filter(|file| file.usk.is_none()).map(|file| format!("{file:?}")));
     facts.extend(images.fdinfo.iter().flat_map(|(id, table)| table.iter().map(move |entry| format!("{id} {entry:?}"))));
     facts.extend(images.pstree.iter().map(|entry| format!("{entry:?}")));
     facts

@@ -67,6 +67,14 @@ pub fn cases() -> Vec<Case> {
             s.must("root", libc::SYS_epoll_ctl, &[EPOLL.into(), 1.into(), SLAVE.into(), event.as_slice().into()]);
         })
         .verified(polled),
+        Case::kept(GROUP, "a slave in flight in a unix socket", |s| in_flight(s, SLAVE, SLAVE + 1)).verified(received),
+        Case::kept(GROUP, "a master in flight in a unix socket", |s| in_flight(s, MASTER, MASTER + 1))
+            .verified(received),
+        Case::refused(GROUP, "a terminal that only a message holds", "which no process of the tree has open", |s| {
+            in_flight(s, SLAVE, SLAVE + 1);
+            s.close("root", SLAVE + 1);
+        })
+        .verified(received),
     ]
 }
 
@@ -222,4 +230,26 @@ fn polled(s: &mut Stage) -> Vec<String> {
     let told = ask(s, 5000);
     assert!(quiet.starts_with("0:") && told.starts_with("1:"), "{quiet} {told}");
     [vec![quiet, told], s.exhaust()].concat()
+}
+
+const SOCKETS: [i32; 2] = [40, 41];
+
+/// Sends a descriptor of a pair through a Unix socket and closes it; a second one of the same description stays open.
+fn in_flight(s: &mut Stage, fd: i32, stays: i32) {
+    s.pair("root", MASTER, SLAVE);
+    s.dup("root", fd, stays);
+    let made = s.must("root", libc::SYS_socketpair, &[1.into(), 1.into(), 0.into(), room(8)]);
+    for (made, fd) in made.rooms[0].chunks_exact(4).zip(SOCKETS) {
+        s.place("root", i32::from_ne_bytes(made.try_into().unwrap()), fd, 0);
+    }
+    assert_eq!(s.tell("root", &format!("rights {} {fd}", SOCKETS[0])), "1");
+    s.close("root", fd);
+    s.type_in("root", if fd == MASTER { stays } else { MASTER }, b"line\rpart");
+}
+
+/// Takes the message; the terminal in it is a terminal like any other then.
+fn received(s: &mut Stage) -> Vec<String> {
+    let mut facts = vec![s.tell("root", &format!("receive {}", SOCKETS[1]))];
+    facts.extend(s.exhaust());
+    facts
 }

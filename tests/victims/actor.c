@@ -7,6 +7,8 @@
  *
  *   sys NR ARG...   a system call; an ARG is a number, #HEX (bytes passed in), ~HEX (the same, answered) or @N (room for N bytes).
  *                   Answer: the result, negative for an error, and as hex what is in each ~HEX and @N then.
+ *   rights SOCKET FD...   sends one byte with descriptors. Answer: as of sys.
+ *   receive SOCKET        takes one message. Answer: as of sys, then the numbers of the descriptors that came with it.
  *   fork NAME       makes the actor NAME. Answer: its pid.
  *   signals         "NUMBER:COUNT" of every signal that was caught.
  *   default N       the default action for signal N.
@@ -21,6 +23,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -150,6 +153,51 @@ static void call(char *text)
 	say(answer);
 }
 
+/* A message of one byte with room for descriptors. */
+static struct msghdr *message(void)
+{
+	static char byte, control[CMSG_SPACE(64 * sizeof(int))];
+	static struct iovec vector = { .iov_base = &byte, .iov_len = 1 };
+	static struct msghdr header;
+	byte = 'x';
+	header = (struct msghdr){ .msg_iov = &vector, .msg_iovlen = 1 };
+	header.msg_control = control;
+	header.msg_controllen = sizeof control;
+	return &header;
+}
+
+static void rights(char *text)
+{
+	struct msghdr *header = message();
+	struct cmsghdr *control = CMSG_FIRSTHDR(header);
+	int *fds = (int *)CMSG_DATA(control), n = 0;
+	int socket = atoi(strtok(text, " "));
+	for (char *word; (word = strtok(NULL, " ")); n++)
+		fds[n] = atoi(word);
+	control->cmsg_level = SOL_SOCKET;
+	control->cmsg_type = SCM_RIGHTS;
+	control->cmsg_len = CMSG_LEN(n * sizeof(int));
+	header->msg_controllen = CMSG_SPACE(n * sizeof(int));
+	ssize_t sent = sendmsg(socket, header, MSG_DONTWAIT);
+	sayf("%zd\n", sent < 0 ? -(ssize_t)errno : sent);
+}
+
+static void receive(char *text)
+{
+	struct msghdr *header = message();
+	ssize_t got = recvmsg(atoi(text), header, MSG_DONTWAIT);
+	char *at = answer + sprintf(answer, "%zd", got < 0 ? -(ssize_t)errno : got);
+	struct cmsghdr *control = got < 0 ? NULL : CMSG_FIRSTHDR(header);
+	for (; control; control = CMSG_NXTHDR(header, control)) {
+		if (control->cmsg_type != SCM_RIGHTS)
+			continue;
+		for (size_t i = 0; i < (control->cmsg_len - CMSG_LEN(0)) / sizeof(int); i++)
+			at += sprintf(at, " %d", ((int *)CMSG_DATA(control))[i]);
+	}
+	strcpy(at, "\n");
+	say(answer);
+}
+
 static void signals(void)
 {
 	answer[0] = 0;
@@ -177,6 +225,10 @@ int main(int argc, char **argv)
 		hear();
 		if (!strncmp(line, "sys ", 4)) {
 			call(line + 4);
+		} else if (!strncmp(line, "rights ", 7)) {
+			rights(line + 7);
+		} else if (!strncmp(line, "receive ", 8)) {
+			receive(line + 8);
 		} else if (!strncmp(line, "fork ", 5)) {
 			pid_t pid = fork();
 			if (!pid)

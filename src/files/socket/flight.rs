@@ -4,6 +4,10 @@
 //! and SO_PASSCRED, which shows who sent, and puts both back even where the controller is killed meanwhile. The kernel gives us copies
 //! of the descriptors in flight; they are a table of their own beside those of the processes. Messages may hold sockets that hold messages.
 //!
+//! An empty message that was looked at before hides from a walk. Where it is the first, a look without an offset shows it; where the sender is
+//! the socket's only peer, the sender's memory tells that there is more than was seen. Both are refused. An inspection does not
+//! look at messages that may be empty.
+//!
 //! A stream shows its borders where a reader would see them: behind the bytes that descriptors came with, and where the sender changes. Where those
 //! bytes begin is found by a look that fails at the last byte.
 
@@ -18,8 +22,9 @@ use crate::files::kind::{Descriptor, FileKind};
 use crate::files::ofd::OfdTable;
 use crate::ids::{Pid, RemoteFd};
 use crate::image::{Images, SkPacket, pb};
+use crate::sys::process::stub::StubPid;
 use crate::sys::process::{errand, pidfd_open};
-use crate::sys::socket::{self, Peeked};
+use crate::sys::socket::{self, Companions, Peeked, Walk};
 use crate::task::survey::SurveyMode;
 
 use super::{Sockets, is_unix};
@@ -41,6 +46,8 @@ pub struct Flight {
     us: Pid,
     pidfd: OwnedFd,
     queues: BTreeMap<u64, Vec<Message>>,
+    /// Memory of what each socket has sent and nobody has read, in bytes: SIOCOUTQ.
+    unsent: BTreeMap<u64, u64>,
     descriptors: Vec<Descriptor>,
     /// Keeps what `descriptors` are about open.
     _files: Vec<OwnedFd>,
@@ -60,7 +67,8 @@ impl Flight {
     pub fn find(tables: &[Table<'_>], mode: SurveyMode) -> Result<Flight> {
         let us = Pid(std::process::id() as i32);
         let pidfd = pidfd_open(us).map_err(|errno| Error::of_pid("pinning", us, errno))?;
-        let mut flight = Flight { us, pidfd, queues: BTreeMap::new(), descriptors: Vec::new(), _files: Vec::new() };
+        let (queues, unsent) = Default::default();
+        let mut flight = Flight { us, pidfd, queues, unsent, descriptors: Vec::new(), _files: Vec::new() };
         let mut seen = BTreeSet::new();
         let mut sources = Vec::new();
         for table in tables {
@@ -73,6 +81,8 @@ impl Flight {
             }
         }
         while let Some(source) = sources.pop() {
+            let unsent = crate::sys::tty::unsent(source.copy.as_fd()).unwrap_or(0);
+            flight.unsent.insert(source.inode, u64::try_from(unsent).unwrap_or(0));
             let Some(messages) = look(&source, mode)? else { continue };
             for fd in messages.iter().flat_map(|message| &message.rights).copied() {
                 // A terminal would have to be held by somebody who can be asked about it.
@@ -93,6 +103,26 @@ impl Flight {
             flight.queues.insert(source.inode, messages);
         }
         Ok(flight)
+    }
+
+    /// Refuses a socket in which more waits than could be seen: its one peer has more memory out than all that was seen takes.
+    pub fn refuse_hidden(&self, tables: &[Table<'_>], sockets: &Sockets) -> Result<()> {
+        let all = tables.iter().flat_map(|table| table.descriptors.iter().map(move |one| (table, one)));
+        for (table, descriptor) in all.filter(|(_, descriptor)| is_unix_socket(descriptor)) {
+            let inode = descriptor.stat.inode;
+            let Some(kind) =
+                sockets.kind_with_one_peer(inode as u32).filter(|(kind, _)| *kind != libc::SOCK_STREAM as u32)
+            else {
+                continue;
+            };
+            let (kind, peer) = kind;
+            let sent = self.unsent.get(&u64::from(peer)).copied().unwrap_or(0);
+            let seen = self.queues.get(&inode).map_or(&[][..], Vec::as_slice);
+            if sent > 0 && sent > memory_of(kind, seen)? {
+                return Err(hidden(table.pid, table.comm, descriptor.fd.0));
+            }
+        }
+        Ok(())
     }
 
     /// What is in flight, as one more table.
@@ -158,6 +188,25 @@ fn refuse(source: &Source, kind: impl Into<String>, remedy: &str) -> Error {
     Error::Refused(Refusal { pid, comm, fd, kind: kind.into(), remedy: remedy.into() })
 }
 
+fn hidden(pid: Pid, comm: &str, fd: i32) -> Error {
+    let kind = "a socket with an empty message that was looked at before and cannot be seen again".into();
+    let remedy = "let the program receive it, then dump again".into();
+    Error::Refused(Refusal { pid, comm: comm.to_owned(), fd: Some(fd), kind, remedy })
+}
+
+/// The memory that unread messages of these lengths count for with their sender: what it is for one of each in a pair of our own.
+fn memory_of(kind: u32, messages: &[Message]) -> Result<u64> {
+    let during = |errno| Error::sys("measuring messages", Subject::None, errno);
+    let (one, other) = errand::pair(StubPid::Any, None, kind as i32).map_err(during)?;
+    let mut sum = 0;
+    for message in messages {
+        socket::send(one.as_fd(), &message.data, Companions::default()).map_err(during)?;
+        sum += u64::try_from(crate::sys::tty::unsent(one.as_fd()).map_err(during)?).unwrap_or(0);
+        socket::discard(other.as_fd()).map_err(during)?;
+    }
+    Ok(sum)
+}
+
 /// These are made in the process that has them.
 fn refuse_lonely(descriptor: &Descriptor, source: &Source) -> Result<()> {
     match descriptor.kind {
@@ -190,7 +239,10 @@ fn look(source: &Source, mode: SurveyMode) -> Result<Option<Vec<Message>>> {
     let mut slots = [PollFd::new(copy, PollFlags::POLLIN | PollFlags::POLLPRI)];
     poll(&mut slots, PollTimeout::ZERO).during("asking a socket for its events", Subject::None)?;
     let events = slots[0].revents().unwrap_or(PollFlags::empty());
-    if number(libc::SO_ACCEPTCONN) == Ok(1) || !events.contains(PollFlags::POLLIN) {
+    if number(libc::SO_ACCEPTCONN) == Ok(1)
+        || !events.contains(PollFlags::POLLIN)
+        || (mode == SurveyMode::Inspect && !stream)
+    {
         return Ok(None);
     }
     if events.contains(PollFlags::POLLPRI) && mode == SurveyMode::Dump {
@@ -207,20 +259,32 @@ fn look(source: &Source, mode: SurveyMode) -> Result<Option<Vec<Message>>> {
         let kind = "a socket with unread messages and an error that nobody has been told";
         return Err(refuse(source, kind, "let the program read it, then dump again"));
     }
-    let limit = stream.then_some(unread);
     // A queue of datagrams tells the length of the first alone.
     let mut room = unread + (64 << 10);
+    let mut all: Vec<Message> = Vec::new();
+    let mut seen = 0;
+    let refused = |all: &[Message], error| {
+        all.iter().flat_map(|message| &message.rights).for_each(|fd| drop(adopt(*fd)));
+        Err(error)
+    };
     while room <= 1 << 30 {
-        let read = |count, complete, area: &[u64]| (complete, messages(count, area));
-        let (complete, messages) = errand::peek(copy, limit, room, read)
+        let range = socket::Range { start: seen, limit: stream.then(|| unread - seen) };
+        let read = |walk: Walk, area: &[u64]| (walk, messages(walk.count, area));
+        let (walk, messages) = errand::peek(copy, range, room, read)
             .during("looking into the queue", Subject::Fd(source.pid, source.fd))?;
-        if complete {
-            return Ok(Some(if stream { borders(copy, messages)? } else { messages }));
+        seen += messages.iter().map(|message| message.data.len()).sum::<usize>();
+        all.extend(messages);
+        let shows_first = walk.first_is_empty == all.first().is_some_and(|message| message.data.is_empty());
+        if !stream && !shows_first {
+            return refused(&all, hidden(source.pid, &source.comm, source.fd));
         }
-        messages.iter().flat_map(|message| &message.rights).for_each(|fd| drop(adopt(*fd)));
+        if walk.complete {
+            return Ok(Some(if stream { borders(copy, all)? } else { all }));
+        }
         room *= 4;
     }
-    Err(refuse(source, "a socket with over a gigabyte unread", "let the program read it, then dump again"))
+    let remedy = "let the program read it, then dump again";
+    refused(&all, refuse(source, "a socket with over a gigabyte unread", remedy))
 }
 
 /// The messages in an area that [`socket::peek_all`] has filled.
@@ -269,7 +333,7 @@ mod tests {
     use std::os::unix::net::{UnixDatagram, UnixStream};
 
     use super::*;
-    use crate::sys::socket::{Companions, send};
+    use crate::sys::socket::send;
 
     fn source(copy: OwnedFd) -> Source {
         Source { copy, inode: 0, pid: Pid(1), comm: String::new(), fd: 0 }

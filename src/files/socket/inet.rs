@@ -70,6 +70,7 @@ pub fn record(sockets: &Sockets, images: &mut Images, found: &Description<'_>) -
         peer_name: peer.clone(),
         peer_closed: closed.then_some(true),
         options: options::read(copy, table),
+        unread: crate::sys::tty::unread(copy).ok().filter(|bytes| *bytes > 0).map(|bytes| bytes as u32),
         ..Default::default()
     });
     let entry = pb::InetSkEntry {

@@ -98,6 +98,13 @@ impl Sockets {
         }
     }
 
+    /// The type of a socket and its peer's inode, where each is the other's peer: nobody else sends to it.
+    fn kind_with_one_peer(&self, inode: u32) -> Option<(u32, u32)> {
+        let unix = self.unix.get(&inode)?;
+        let peer = unix.peer.filter(|peer| self.unix.get(peer).is_some_and(|other| other.peer == Some(inode)))?;
+        Some((unix.kind, peer))
+    }
+
     fn dumps(&self) -> bool {
         self.mode == SurveyMode::Dump
     }

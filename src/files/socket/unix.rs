@@ -62,6 +62,7 @@ pub fn record(sockets: &Sockets, images: &mut Images, found: &Description<'_>) -
         reset: failed(copy).then_some(true),
         options: options::read(copy, Family::Unix),
         waiting: waiting(sockets, images, found, unix)?,
+        unread: crate::sys::tty::unread(copy).ok().filter(|bytes| *bytes > 0).map(|bytes| bytes as u32),
         ..Default::default()
     };
     let mut entry = pb::UnixSkEntry {

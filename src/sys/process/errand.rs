@@ -11,7 +11,7 @@ use libc::c_int;
 use super::stub::{Files, StubPid, exit, spawn_sharing};
 use super::{pidfd_poll, pidfd_send_signal, wait4};
 use crate::error::Errno;
-use crate::sys::socket::{self, Companions};
+use crate::sys::socket::{self, Companions, Range, Walk};
 
 /// The ids that the errand is run with, effective and real.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,7 +36,7 @@ pub enum Errand<'a> {
     },
     Send(BorrowedFd<'a>, &'a [u8], Companions<'a>),
     /// [`socket::peek_all`].
-    Peek(BorrowedFd<'a>, Option<usize>),
+    Peek(BorrowedFd<'a>, Range),
     /// [`socket::last_border`] of so many bytes from an offset.
     Border(BorrowedFd<'a>, i32, usize),
 }
@@ -93,18 +93,19 @@ pub fn pair(pid: StubPid, ids: Option<Ids<'_>>, kind: c_int) -> Result<(OwnedFd,
     Ok(unsafe { (OwnedFd::from_raw_fd(one as c_int), OwnedFd::from_raw_fd(other as c_int)) })
 }
 
-/// Looks at a queue in a process of its own, which puts the socket's options back even if we are killed. `read` gets the number of
-/// messages, whether all fitted into an area of so many bytes, and the area.
+/// Looks at a queue in a process of its own, which puts the socket's options back even if we are killed. `read` gets what the walk found in
+/// an area of so many bytes, and the area.
 pub fn peek<T>(
     socket: BorrowedFd<'_>,
-    limit: Option<usize>,
+    range: Range,
     bytes: usize,
-    read: impl FnOnce(usize, bool, &[u64]) -> T,
+    read: impl FnOnce(Walk, &[u64]) -> T,
 ) -> Result<T, Errno> {
     let mut result = None;
-    run_with(StubPid::Any, None, Errand::Peek(socket, limit), 2 + bytes.div_ceil(8), |words| {
-        if let [count, complete, area @ ..] = words {
-            result = Some(read(*count as usize, *complete != 0, area));
+    run_with(StubPid::Any, None, Errand::Peek(socket, range), 2 + bytes.div_ceil(8), |words| {
+        if let [count, flags, area @ ..] = words {
+            let (complete, first_is_empty) = (flags & 1 != 0, flags & 2 != 0);
+            result = Some(read(Walk { count: *count as usize, complete, first_is_empty }, area));
         }
     })?;
     result.ok_or(Errno::EIO)
@@ -209,10 +210,10 @@ fn child_does(errand: Errand<'_>, area: &mut [u64]) -> Result<(), Errno> {
             head[0] = socket::last_border(socket, offset, len, room)? as u64;
             Ok(())
         }
-        Errand::Peek(socket, limit) => {
+        Errand::Peek(socket, range) => {
             let (head, area) = area.split_at_mut(2);
-            let (count, complete) = socket::peek_all(socket, limit, area)?;
-            head.copy_from_slice(&[count as u64, u64::from(complete)]);
+            let walk = socket::peek_all(socket, range, area)?;
+            head.copy_from_slice(&[walk.count as u64, u64::from(walk.complete) | u64::from(walk.first_is_empty) << 1]);
             Ok(())
         }
     }
