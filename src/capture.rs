@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use crate::error::{Context, Error, Refusal, Result, Subject};
+use crate::error::{Error, Refusal, Result};
 use crate::files::dump as file_records;
 use crate::files::dump::{FileIds, Table};
 use crate::files::kind::{Descriptor, FileKind};
@@ -23,6 +23,7 @@ use crate::mem::{self, layout};
 use crate::procfs::{Mapping, Stat};
 use crate::sys::process::pidfd_getfd;
 use crate::sys::{ptrace, tty};
+use crate::task::deadline::Waits;
 use crate::task::freeze::{Frozen, FrozenProcess, freeze};
 use crate::task::record::{self, Outside};
 use crate::task::survey::{
@@ -85,6 +86,7 @@ const MOVING: Duration = Duration::from_secs(3);
 
 fn take_once(root: Pid, mode: SurveyMode, connections: Connections, frozen_at: &mut impl FnMut()) -> Result<Tree> {
     let before = survey(root, mode)?;
+    let waits = if mode == SurveyMode::Dump { Waits::of(&before) } else { Waits::default() };
     frozen_at();
     let frozen = freeze(root)?;
     tracing::debug!(processes = frozen.processes.len(), "frozen");
@@ -96,7 +98,7 @@ fn take_once(root: Pid, mode: SurveyMode, connections: Connections, frozen_at: &
         refuse_threads(&now.fresh)?;
         refuse_outsiders(&now.fresh)?;
     }
-    capture(frozen, &now.fresh, mode, connections)
+    capture(frozen, &now.fresh, &waits, mode, connections)
 }
 
 /// A captured tree: its processes, parents first, and what is known of it.
@@ -118,9 +120,15 @@ struct Known {
 }
 
 /// Captures a frozen tree, of which `survey` was read since the freeze. On an error every process is released and runs on.
-pub fn capture(frozen: Frozen, survey: &Survey, mode: SurveyMode, connections: Connections) -> Result<Tree> {
+pub fn capture(
+    frozen: Frozen,
+    survey: &Survey,
+    waits: &Waits,
+    mode: SurveyMode,
+    connections: Connections,
+) -> Result<Tree> {
     let zombies = frozen.zombies.clone();
-    let look = |process| look(process, survey);
+    let look = |process| look(process, survey, waits);
     let known = frozen.processes.into_iter().map(look).collect::<Result<Vec<Known>>>()?;
     let mut tables: Vec<Table<'_>> = known.iter().map(Known::table).collect();
     let flight = Flight::find(&tables, mode)?;
@@ -157,7 +165,7 @@ impl Known {
 }
 
 /// Adds what only a tracer is told to what the survey says of a process.
-fn look(process: FrozenProcess, survey: &Survey) -> Result<Known> {
+fn look(process: FrozenProcess, survey: &Survey, waits: &Waits) -> Result<Known> {
     let FrozenProcess { pid, pidfd, leader, threads } = process;
     let stop_signal = match leader.reason() {
         StopReason::GroupStop(signal) => Some(signal),
@@ -168,9 +176,10 @@ fn look(process: FrozenProcess, survey: &Survey) -> Result<Known> {
     if alive.maps.iter().any(is_parasite) {
         return Err(Error::Leaving(pid));
     }
-    let outside = Outside::read(facts, alive, stop_signal)?;
+    let mem = crate::inject::open_mem(pid)?;
+    let outside = Outside::read(facts, alive, stop_signal, ThreadFacts::read(pid, &leader, &mem, waits)?)?;
     let with_facts = |thread: Stopped| {
-        let facts = ThreadFacts::read(pid, thread.tid())?;
+        let facts = ThreadFacts::read(pid, &thread, &mem, waits)?;
         Ok((thread, facts))
     };
     let threads = threads.into_iter().map(with_facts).collect::<Result<_>>()?;
@@ -316,16 +325,12 @@ fn visit(
 
 /// The state that the images keep: a call that the kernel has restarted before gets its own number back.
 fn recordable(captured: &Captured, state: &ThreadState, comm: &str, mode: SurveyMode) -> Result<ThreadState> {
-    use std::os::unix::fs::FileExt;
     let mut state = state.clone();
     if !restart::is_restarted(&state.regs) {
         return Ok(state);
     }
-    let mut code = [0u8; restart::LOOK_BACK as usize];
-    let at = state.regs.rip.wrapping_sub(2 + restart::LOOK_BACK);
-    captured.tracee.mem().read_exact_at(&mut code, at).during("reading the code", Subject::Pid(captured.pid))?;
-    match restart::restarted_call(&state.regs, &code) {
-        Some(number) => state.regs.orig_rax = number,
+    match restart::number(&state.regs, captured.tracee.mem()) {
+        Some(number) => state.regs.orig_rax = number as u64,
         None if mode == SurveyMode::Inspect => {}
         None => {
             return Err(Error::Refused(Refusal {

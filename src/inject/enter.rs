@@ -145,7 +145,7 @@ pub(super) fn run_call(stopped: Stopped, owed_stop: &mut bool) -> Result<(Stoppe
 }
 
 /// Waits for the next syscall stop.
-fn syscall_stop(running: Running, owed_stop: &mut bool) -> Result<Stopped> {
+pub(super) fn syscall_stop(running: Running, owed_stop: &mut bool) -> Result<Stopped> {
     let mut running = running;
     loop {
         let tid = running.tid();

@@ -12,6 +12,7 @@
 
 pub mod batch;
 mod blob;
+mod call;
 mod enter;
 pub mod rest;
 pub mod restart;
@@ -39,6 +40,7 @@ use crate::wire::{self, Header};
 use batch::{Answers, Ask, Batch};
 use stub::{Room, Slot, WayBack};
 
+pub use call::Call;
 pub use enter::{Arrival, Entry, nothing_left, open_mem};
 pub use stub::{Place, content_end as vdso_content_end};
 pub use visit::{Guest, Visit};
@@ -297,7 +299,7 @@ impl Infected {
 
     fn cure_now(&mut self) -> Result<Stopped> {
         let last = ThreadState { regs: self.going_on, ..self.original.clone() };
-        let stopped = self.leave(&last)?;
+        let stopped = self.leave(&last, None)?;
         let threads: Vec<user_regs_struct> = self.others.values().chain([&last.regs]).copied().collect();
         let unused = rest::unused(&self.mem, self.pid, self.room.rests(), &threads)?;
         rest::clear(&self.mem, self.pid, &unused)?;
@@ -321,15 +323,21 @@ impl Infected {
         self.cure_now()?.release()
     }
 
-    /// Takes the parasite away and gives the thread the state `last`: its own after a dump, the recorded one after a restore.
-    pub fn leave_as(mut self, last: &ThreadState) -> Result<Stopped> {
-        self.leave(last)
+    /// Takes the parasite away and gives the thread the recorded state `last`, in the middle of `call` where there is one.
+    pub fn leave_as(mut self, last: &ThreadState, call: Option<&Call>) -> Result<Stopped> {
+        self.leave(last, call)
     }
 
-    fn leave(&mut self, last: &ThreadState) -> Result<Stopped> {
+    fn leave(&mut self, last: &ThreadState, call: Option<&Call>) -> Result<Stopped> {
         let stopped = self.take_stopped()?;
         let now = self.original.xstate.clone();
-        let stopped = self.make_room_for_tiles(stopped, &now, last)?;
+        let mut stopped = self.make_room_for_tiles(stopped, &now, last)?;
+        let mut going_on = last.regs;
+        if let Some(call) = call {
+            let back = WayBack { regs: last.regs, sigmask: last.sigmask };
+            let at = self.room.place(&self.mem, self.pid, Slot::Odd, &[], &back)?;
+            (stopped, going_on) = self.begin(stopped, call, at, &last.regs)?;
+        }
         stopped.set_xstate(&last.xstate)?;
         let mut regs = last.regs;
         regs.rip = self.room.slot(Slot::Exit).0;
@@ -349,7 +357,7 @@ impl Infected {
         stopped.interrupt_next()?;
         let stopped = stopped.cont_without_signal()?.settle()?;
         stopped.set_sigmask(last.sigmask)?;
-        stopped.set_regs(&last.regs)?;
+        stopped.set_regs(&going_on)?;
         if self.stubs == Stubs::Free {
             self.room.put_back(&self.mem, self.pid)?;
         }

@@ -4,12 +4,15 @@
 //! When the thread is sent elsewhere in between and the tracer dies, nobody does that, so the way back has to be right by itself:
 //! FACTS B2. Some calls answer EINTR to a mere stop, which the program would see: FACTS B3 lists them; they are called again.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
 use libc::user_regs_struct;
 
 const ERESTARTSYS: i64 = -512;
 const ERESTARTNOINTR: i64 = -513;
 const ERESTARTNOHAND: i64 = -514;
-const ERESTART_RESTARTBLOCK: i64 = -516;
+pub(super) const ERESTART_RESTARTBLOCK: i64 = -516;
 const EINTR: i64 = -4;
 const SYSCALL_LEN: u64 = 2;
 /// Missing in libc for this target.
@@ -84,16 +87,11 @@ pub fn without_kernel_restart(regs: &user_regs_struct) -> user_regs_struct {
 /// Calls that the kernel goes on with by its restart block: nanosleep, clock_nanosleep, poll, futex.
 const RESTARTED: [i64; 4] = [libc::SYS_nanosleep, libc::SYS_clock_nanosleep, libc::SYS_poll, libc::SYS_futex];
 /// Bytes before a call's instruction in which its number is looked for.
-pub const LOOK_BACK: u64 = 48;
+const LOOK_BACK: u64 = 48;
 
 /// The number of the call that a thread is in, where it is one that the kernel has restarted once already and that therefore shows as
 /// restart_syscall: only the code before the instruction still has the number. `code` ends at the instruction.
-///
-/// None where the thread is in no such call, or its code does not tell.
-pub fn restarted_call(regs: &user_regs_struct, code: &[u8]) -> Option<u64> {
-    if regs.orig_rax as i64 != libc::SYS_restart_syscall || regs.rax as i64 != ERESTART_RESTARTBLOCK {
-        return None;
-    }
+fn restarted_call(code: &[u8]) -> Option<i64> {
     // The nearest "mov eax, number" from which the instructions lead right up to the call.
     (0..code.len()).rev().find_map(|at| {
         let tail = code.get(at..)?;
@@ -102,10 +100,20 @@ pub fn restarted_call(regs: &user_regs_struct, code: &[u8]) -> Option<u64> {
         let is_number = first.mnemonic() == iced_x86::Mnemonic::Mov
             && first.op0_register() == iced_x86::Register::EAX
             && first.op1_kind() == iced_x86::OpKind::Immediate32;
-        let number = u64::from(first.immediate32());
+        let number = i64::from(first.immediate32());
         let straight = decoder.iter().all(|next| !next.is_invalid());
-        (is_number && straight && RESTARTED.contains(&(number as i64))).then_some(number)
+        (is_number && straight && RESTARTED.contains(&number)).then_some(number)
     })
+}
+
+/// The number of the call that a thread was stopped in. None where it was in none, or its code does not tell which.
+pub fn number(regs: &user_regs_struct, mem: &File) -> Option<i64> {
+    if !is_restarted(regs) {
+        return (regs.orig_rax as i64 >= 0).then_some(regs.orig_rax as i64);
+    }
+    let mut code = [0u8; LOOK_BACK as usize];
+    mem.read_exact_at(&mut code, regs.rip.wrapping_sub(SYSCALL_LEN + LOOK_BACK)).ok()?;
+    restarted_call(&code)
 }
 
 /// Whether a thread is in a call that the kernel has restarted once already.
@@ -113,10 +121,32 @@ pub fn is_restarted(regs: &user_regs_struct) -> bool {
     regs.orig_rax as i64 == libc::SYS_restart_syscall && regs.rax as i64 == ERESTART_RESTARTBLOCK
 }
 
+/// Whether the kernel itself will go on with the call that a stop interrupted, if no signal handler is called.
+pub fn goes_on(regs: &user_regs_struct) -> bool {
+    let result = regs.rax as i64;
+    regs.orig_rax as i64 >= 0 && matches!(result, ERESTARTNOHAND | ERESTART_RESTARTBLOCK)
+}
+
+/// The arguments of the call that a thread is in.
+pub fn arguments(regs: &user_regs_struct) -> [u64; 6] {
+    [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9]
+}
+
+/// The registers behind a call that is made again from its start, or that the kernel goes on with.
+pub(super) fn behind(regs: &user_regs_struct) -> user_regs_struct {
+    let made_again = (regs.orig_rax as i64) < 0;
+    user_regs_struct { rip: regs.rip.wrapping_add(if made_again { SYSCALL_LEN } else { 0 }), ..*regs }
+}
+
+/// The registers of a thread of which the kernel was told to go on with `nr` by its restart block.
+pub(super) fn by_restart_block(regs: &user_regs_struct, nr: i64) -> user_regs_struct {
+    user_regs_struct { rax: ERESTART_RESTARTBLOCK as u64, orig_rax: nr as u64, ..*regs }
+}
+
 /// What a recorded thread continues with in a new task, which has no restart block of its own.
 ///
 /// A call that the kernel would have gone on with by its restart block (nanosleep, poll, futex with a timeout) is made again from its
-/// start, with its whole timeout: the time that was left is known to the old kernel only. All other restarts are left to the kernel.
+/// start, with its whole timeout; see `call` for what gives the new task such a block. All other restarts are left to the kernel.
 pub fn in_a_new_task(regs: &user_regs_struct) -> user_regs_struct {
     let mut regs = *regs;
     if regs.orig_rax as i64 >= 0 && regs.rax as i64 == ERESTART_RESTARTBLOCK {
@@ -157,9 +187,8 @@ mod tests {
     #[test]
     fn the_number_of_a_restarted_call_is_in_the_code() {
         let code = [0xba, 7, 0, 0, 0, 0xb8, 0xe6, 0, 0, 0, 0x4d, 0x89, 0xc2];
-        assert_eq!(restarted_call(&at(219, -516), &code), Some(libc::SYS_clock_nanosleep as u64));
-        assert_eq!(restarted_call(&at(35, -516), &code), None);
-        assert_eq!(restarted_call(&at(219, -516), &[0x90; 8]), None);
+        assert_eq!(restarted_call(&code), Some(libc::SYS_clock_nanosleep));
+        assert_eq!(restarted_call(&[0x90; 8]), None);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use super::enter::{self, Site};
 use super::rest::Transfer;
 use super::restart::{self, Pending};
 use super::stub::{Slot, WayBack};
-use super::{ALL_SIGNALS, Infected, Stubs, ThreadState};
+use super::{ALL_SIGNALS, Call, Infected, Stubs, ThreadState};
 use crate::error::{Error, Result};
 use crate::ids::{RemoteAddr, Tid};
 use crate::trace::Stopped;
@@ -83,14 +83,18 @@ impl Guest<'_> {
         self.go_back(&last)
     }
 
-    /// Ends the visit and gives the thread the state `last`.
-    pub fn leave_as(mut self, last: &ThreadState) -> Result<Stopped> {
+    /// Ends the visit and gives the thread the state `last`, in the middle of `call` where there is one.
+    pub fn leave_as(mut self, last: &ThreadState, call: Option<&Call>) -> Result<Stopped> {
         let stopped = self.stopped.take().ok_or(Error::Gone(self.host.pid))?;
         let stopped = self.host.make_room_for_tiles(stopped, &self.original.xstate, last)?;
+        let (stopped, regs) = match call {
+            Some(call) => self.host.begin(stopped, call, self.at, &last.regs)?,
+            None => (stopped, last.regs),
+        };
         stopped.set_xstate(&last.xstate)?;
         self.stopped = Some(stopped);
-        self.host.others.insert(self.tid, last.regs);
-        self.go_back(last)
+        self.host.others.insert(self.tid, regs);
+        self.go_back(&ThreadState { regs, ..last.clone() })
     }
 
     fn stopped(&self) -> Result<&Stopped> {

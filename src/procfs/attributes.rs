@@ -3,9 +3,9 @@
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
-use super::{key_value, lines, lossy, number, read, read_optional, readlink, words};
+use super::{failure, key_value, lines, lossy, number, read, read_optional, readlink, thread_path, words};
 use crate::error::{Error, Result};
-use crate::ids::Pid;
+use crate::ids::{Pid, Tid};
 use crate::sys::process::attributes::{Rlimit, prlimit};
 
 /// The auxiliary vector that the program was started with: type and value, AT_NULL left off.
@@ -55,9 +55,10 @@ pub enum InSyscall {
     Inside { number: u64, args: [u64; 6], sp: u64, pc: u64 },
 }
 
-/// Where the process is. EACCES or EPERM: no ptrace access. CONFIG_HAVE_ARCH_TRACEHOOK, fs/proc/base.c, Linux 2.6.27.
-pub fn syscall(pid: Pid) -> Result<InSyscall> {
-    let text = read("reading the current system call", pid, "syscall")?;
+/// Where a thread is. EACCES or EPERM: no ptrace access. CONFIG_HAVE_ARCH_TRACEHOOK, fs/proc/base.c, Linux 2.6.27.
+pub fn syscall(pid: Pid, tid: Tid) -> Result<InSyscall> {
+    let text = super::whole(&thread_path(pid, tid, "syscall"));
+    let text = text.map_err(|error| failure("reading the current system call", pid, &error))?;
     parse_syscall(&text).ok_or_else(|| Error::unexpected("the current system call", lossy(&text)))
 }
 
@@ -75,6 +76,33 @@ fn parse_syscall(text: &[u8]) -> Option<InSyscall> {
         }),
         _ => None,
     }
+}
+
+/// What the scheduler notes of a thread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Scheduled {
+    /// When it was last on a processor, in nanoseconds of that processor's own clock.
+    pub last_run_ns: i64,
+    /// How often it has gone to sleep.
+    pub sleeps: u64,
+}
+
+/// `None` where the kernel does not tell: CONFIG_SCHED_DEBUG before Linux 6.15, proc_sched_show_task() of kernel/sched/debug.c.
+pub fn scheduled(pid: Pid, tid: Tid) -> Option<Scheduled> {
+    parse_scheduled(&super::whole(&thread_path(pid, tid, "sched")).ok()?)
+}
+
+fn parse_scheduled(text: &[u8]) -> Option<Scheduled> {
+    let value = |name: &[u8]| {
+        let (_, value) = lines(text).filter_map(key_value).find(|(key, _)| key.trim_ascii() == name)?;
+        Some(value.trim_ascii())
+    };
+    let last_run = value(b"se.exec_start")?;
+    let point = last_run.iter().position(|byte| *byte == b'.')?;
+    let (whole, part) = (number::<i64>(last_run.get(..point)?, 10)?, last_run.get(point + 1..)?);
+    let part: i64 = if part.len() == 6 { number(part, 10)? } else { return None };
+    let last_run_ns = whole.checked_mul(1_000_000)?.checked_add(part)?;
+    Some(Scheduled { last_run_ns, sleeps: number(value(b"nr_voluntary_switches")?, 10)? })
 }
 
 /// One POSIX timer as the kernel lists it.
@@ -252,7 +280,8 @@ mod tests {
         let slack = timer_slack(me());
         assert!(matches!(slack, Ok(Some(_)) | Err(Error::Sys { errno: Errno::EPERM, .. })), "{slack:?}");
         assert!(timers(me()).unwrap().is_none_or(|timers| timers.is_empty()));
-        assert!(wchan(me()).is_ok() && cgroups(me()).is_ok() && syscall(me()).is_ok());
+        assert!(wchan(me()).is_ok() && cgroups(me()).is_ok() && syscall(me(), me().into()).is_ok());
+        assert!(scheduled(me(), me().into()).is_none_or(|seen| seen.last_run_ns > 0));
         assert_eq!(limits(me()).unwrap()[7], prlimit(me(), 7).unwrap());
         let namespaces = Namespaces::read(me()).unwrap();
         assert!(namespaces.0[0].is_some());
@@ -266,6 +295,14 @@ mod tests {
         let inside = InSyscall::Inside { number: 35, args: [1, 2, 3, 4, 5, 6], sp: 7, pc: 8 };
         assert_eq!(parse_syscall(b"35 0x1 0x2 0x3 0x4 0x5 0x6 0x7 0x8\n"), Some(inside));
         assert_eq!(parse_syscall(b"35 0x1"), None);
+    }
+
+    #[test]
+    fn what_the_scheduler_notes_is_parsed() {
+        let text =
+            b"sleep (7, #threads: 1)\n----\nse.exec_start        :    894970.012825\nnr_voluntary_switches  :   17\n";
+        assert_eq!(parse_scheduled(text), Some(Scheduled { last_run_ns: 894_970_012_825, sleeps: 17 }));
+        assert_eq!(parse_scheduled(b"se.exec_start : 1.5\nnr_voluntary_switches : 1\n"), None);
     }
 
     #[test]
@@ -285,7 +322,7 @@ mod tests {
         #[test]
         fn any_bytes_are_survived(bytes: Vec<u8>) {
             let _ = Auxv::parse(&bytes);
-            let _ = (parse_syscall(&bytes), parse_timers(&bytes), parse_cgroups(&bytes), parse_namespace(&bytes));
+            let _ = (parse_syscall(&bytes), parse_scheduled(&bytes), parse_timers(&bytes), parse_cgroups(&bytes), parse_namespace(&bytes));
             let _ = super::super::tree::parse_children(&bytes);
             let _ = super::super::unescape(&bytes);
         }

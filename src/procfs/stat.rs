@@ -128,6 +128,13 @@ impl Stat {
         Fields { fields }.stat(Pid(pid), comm).ok_or_else(malformed)
     }
 
+    /// The processor that a thread ran on last, which changes too often to be one of its facts.
+    pub fn processor(pid: Pid, tid: Tid) -> Option<usize> {
+        let text = super::whole(&thread_path(pid, tid, "stat")).ok()?;
+        let close = text.iter().rposition(|byte| *byte == b')')?;
+        Fields { fields: words(&text[close + 1..]).collect() }.get(39)
+    }
+
     pub fn is_kernel_thread(&self) -> bool {
         self.flags & PF_KTHREAD != 0
     }

@@ -31,6 +31,7 @@ use crate::procfs::{Stat, Status};
 use crate::sys::process::attributes::sched_getaffinity;
 use crate::sys::tty;
 use crate::task::cpu::{Mismatch, Processor};
+use crate::task::deadline;
 use crate::task::record::STOPPED;
 use crate::trace::Stopped;
 use crate::tty::restore::{IndexPolicy, Pairs};
@@ -424,7 +425,7 @@ impl Execution<'_> {
         build::start_timers(&mut stub, core)?;
         let xstate_len = stub.tracee.original().xstate.len();
         let last = build::last_state(self.images, core, pid, &self.processor, xstate_len)?;
-        let stopped = stub.tracee.leave_as(&last)?;
+        let stopped = stub.tracee.leave_as(&last, deadline::unfinished(core, self.images.own_thread(pid)).as_ref())?;
         stopped.set_options(crate::sys::ptrace::OPTIONS)?;
         if state(self.images, pid) != STOPPED {
             threads::release(stub.threads)?;

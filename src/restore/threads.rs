@@ -8,7 +8,7 @@ use crate::inject::restart::Pending;
 use crate::inject::{Visit, nothing_left};
 use crate::sys::ptrace;
 use crate::task::cpu::Processor;
-use crate::task::thread;
+use crate::task::{deadline, thread};
 use crate::trace::Stopped;
 
 use super::build::{self, Inherited};
@@ -44,7 +44,7 @@ pub fn create(stub: &mut Stub, images: &Images, tid: u32, inherited: &Inherited,
     thread::restore_pending(&mut batch, core, stub.pid.0 as u32, tid);
     guest.ask(batch)?.all_done("setting up the thread", Subject::Tid(number))?;
     let last = build::last_state(images, core, tid, here, guest.original().xstate.len())?;
-    stub.threads.push(guest.leave_as(&last)?);
+    stub.threads.push(guest.leave_as(&last, deadline::unfinished(core, Some(&own)).as_ref())?);
     Ok(())
 }
 

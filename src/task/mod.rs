@@ -1,6 +1,7 @@
 //! Tasks: identity, registers, signals, and the tree that they form.
 
 pub mod cpu;
+pub mod deadline;
 pub mod freeze;
 pub mod identity;
 pub mod record;

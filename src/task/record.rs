@@ -47,8 +47,8 @@ pub struct Outside {
 }
 
 impl Outside {
-    /// Adds to the facts of the survey what only a tracer is told; the process is stopped by us.
-    pub fn read(facts: &TaskFacts, alive: &Alive, stop_signal: Option<i32>) -> Result<Outside> {
+    /// Adds to the facts of the survey what only a tracer is told; the process is stopped by us. `thread` is its leader.
+    pub fn read(facts: &TaskFacts, alive: &Alive, stop_signal: Option<i32>, thread: ThreadFacts) -> Result<Outside> {
         let pid = facts.pid;
         let tid = Tid::from(pid);
         let unflagged = alive.maps.iter().any(|mapping| mapping.flags.is_none());
@@ -58,7 +58,7 @@ impl Outside {
             mappings: if unflagged { crate::procfs::maps::read_with_flags(pid)? } else { alive.maps.clone() },
             auxv: alive.auxv.clone(),
             process_pending: signals::pending(tid, PendingQueue::Process)?,
-            thread: ThreadFacts::read(pid, tid)?,
+            thread,
             exe: PathBuf::from(&alive.exe),
             cwd: PathBuf::from(&alive.cwd),
             root: PathBuf::from(&alive.root),

@@ -3,6 +3,8 @@
 //! Most of it is told outside, by ptrace, /proc and the calls that take a thread id; the rest the thread is asked inside, the leader by the
 //! parasite and the others in visits. On the way back each thread sets its own.
 
+use std::fs::File;
+
 use crate::error::{Context, Error, Result, Subject};
 use crate::ids::{Pid, Tid};
 use crate::image::pb;
@@ -14,7 +16,9 @@ use crate::sys::process::attributes::{
     SchedAttr, get_robust_list, getpriority, ioprio_get, sched_getaffinity, sched_getattr,
 };
 use crate::sys::ptrace::{self, PendingQueue, RseqConfiguration};
+use crate::trace::Stopped;
 
+use super::deadline::Waits;
 use super::{identity, regs, signals};
 
 /// stack_t: address, flags (padded), size.
@@ -39,11 +43,14 @@ pub struct ThreadFacts {
     pub ioprio: u32,
     /// Bits of the processors that it may run on.
     pub affinity: Vec<u8>,
+    /// The call with a timeout that it was stopped in.
+    pub restart: Option<pb::PtyagentRestart>,
 }
 
 impl ThreadFacts {
-    /// Asks for all of it; the thread is stopped by us.
-    pub fn read(pid: Pid, tid: Tid) -> Result<ThreadFacts> {
+    /// Asks for all of it; the thread is stopped by us. `mem` is its memory.
+    pub fn read(pid: Pid, thread: &Stopped, mem: &File, waits: &Waits) -> Result<ThreadFacts> {
+        let tid = thread.tid();
         let comm = std::fs::read(procfs::thread_path(pid, tid, "comm"));
         let comm = comm.map_err(|error| procfs::failure("reading the name of a thread", pid, &error))?;
         let failed = |operation| move |errno| Error::sys(operation, Subject::Tid(tid), errno);
@@ -59,6 +66,7 @@ impl ThreadFacts {
             nice: getpriority(tid).map_err(failed("asking for the nice value"))?,
             ioprio: ioprio_get(tid).unwrap_or(0),
             affinity: sched_getaffinity(tid).map_err(failed("asking for the affinity"))?,
+            restart: waits.left(tid, &thread.regs()?, pid, mem),
         })
     }
 
@@ -185,6 +193,7 @@ pub fn own(pid: Pid, facts: &ThreadFacts, state: &ThreadState, told: &Told) -> p
         cpu_affinity: Some(facts.affinity.clone()),
         timer_slack_ns: Some(told.timerslack),
         cap_ambient: Some(facts.status.capabilities.ambient),
+        restart: facts.restart.clone(),
         ..Default::default()
     }
 }

@@ -57,7 +57,7 @@ fn a_session_is_seen_whole_and_changes_are_noticed() {
     let sleeper = Pid(shell.run("sleep 1000 <&- &").parse().unwrap());
     let before = loop {
         // Past its own start, so that its mappings are final.
-        if matches!(attributes::syscall(sleeper), Ok(InSyscall::Inside { number, .. }) if number == libc::SYS_clock_nanosleep as u64)
+        if matches!(attributes::syscall(sleeper, sleeper.into()), Ok(InSyscall::Inside { number, .. }) if number == libc::SYS_clock_nanosleep as u64)
         {
             break survey(shell.pid(), SurveyMode::Dump).unwrap();
         }
