@@ -11,9 +11,10 @@ use crate::files::dump as file_records;
 use crate::files::dump::{FileIds, Table};
 use crate::files::kind::{Descriptor, FileKind};
 use crate::files::ofd::{self, OfdTable};
+use crate::files::removed::Removed;
 use crate::files::socket::flight::Flight;
 use crate::files::socket::{Connections, Sockets};
-use crate::files::{locks, pipe};
+use crate::files::{locks, outside};
 use crate::ids::{Pid, Tid};
 use crate::image::Images;
 use crate::inject::batch::{Ask, Batch};
@@ -47,16 +48,31 @@ pub struct Captured {
     pub mappings: Vec<Mapping>,
 }
 
+/// What the user allows a dump to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Allowed {
+    /// What becomes of connections that lead out of the tree.
+    pub connections: Connections,
+    /// How many bytes of content each removed file may have.
+    pub removed_bytes: u64,
+}
+
+impl Default for Allowed {
+    fn default() -> Allowed {
+        Allowed { connections: Connections::default(), removed_bytes: 1 << 20 }
+    }
+}
+
 /// Surveys a tree, freezes it, and captures it. `frozen_at` is called at the moment of the freeze.
 ///
 /// Where the parasite of a controller that died is still in a process, it is waited for. A tree at work changes between two looks at it: what
 /// the looks disagree on (a process that has ended) is looked at again, and a refusal counts when it is found twice. A parent in vfork is given
 /// time, since its child is about to start its program.
-pub fn take(root: Pid, mode: SurveyMode, connections: Connections, mut frozen_at: impl FnMut()) -> Result<Tree> {
+pub fn take(root: Pid, mode: SurveyMode, allowed: Allowed, mut frozen_at: impl FnMut()) -> Result<Tree> {
     let start = Instant::now();
     let mut refused = None;
     loop {
-        let error = match take_once(root, mode, connections, &mut frozen_at) {
+        let error = match take_once(root, mode, allowed, &mut frozen_at) {
             Err(error) => error,
             done => return done,
         };
@@ -84,7 +100,7 @@ const LEAVING: Duration = Duration::from_secs(10);
 /// How long a tree may go on changing under the looks at it.
 const MOVING: Duration = Duration::from_secs(3);
 
-fn take_once(root: Pid, mode: SurveyMode, connections: Connections, frozen_at: &mut impl FnMut()) -> Result<Tree> {
+fn take_once(root: Pid, mode: SurveyMode, allowed: Allowed, frozen_at: &mut impl FnMut()) -> Result<Tree> {
     let before = survey(root, mode)?;
     let waits = if mode == SurveyMode::Dump { Waits::of(&before) } else { Waits::default() };
     frozen_at();
@@ -98,7 +114,7 @@ fn take_once(root: Pid, mode: SurveyMode, connections: Connections, frozen_at: &
         refuse_threads(&now.fresh)?;
         refuse_outsiders(&now.fresh)?;
     }
-    capture(frozen, &now.fresh, &waits, mode, connections)
+    capture(frozen, &now.fresh, &waits, mode, allowed)
 }
 
 /// A captured tree: its processes, parents first, and what is known of it.
@@ -120,13 +136,7 @@ struct Known {
 }
 
 /// Captures a frozen tree, of which `survey` was read since the freeze. On an error every process is released and runs on.
-pub fn capture(
-    frozen: Frozen,
-    survey: &Survey,
-    waits: &Waits,
-    mode: SurveyMode,
-    connections: Connections,
-) -> Result<Tree> {
+pub fn capture(frozen: Frozen, survey: &Survey, waits: &Waits, mode: SurveyMode, allowed: Allowed) -> Result<Tree> {
     let zombies = frozen.zombies.clone();
     let look = |process| look(process, survey, waits);
     let known = frozen.processes.into_iter().map(look).collect::<Result<Vec<Known>>>()?;
@@ -134,18 +144,20 @@ pub fn capture(
     let flight = Flight::find(&tables, mode)?;
     tables.push(flight.table());
     let ofds = ofd::group(tables.iter().flat_map(|table| table.descriptors.iter().map(|one| (table.pid, one))))?;
-    let sockets = Sockets::find(&tables, &ofds, mode, connections)?;
+    let sockets = Sockets::find(&tables, &ofds, mode, allowed.connections)?;
     let stats: Vec<&Stat> = known.iter().map(|known| &known.outside.stat).collect();
     let terminals = Terminals::find(&tables, &ofds, &stats)?;
     if mode == SurveyMode::Dump {
-        refuse_outside(&tables)?;
+        outside::refuse_shared(&tables)?;
+        locks::refuse_waiters(&tables)?;
         flight.refuse_hidden(&tables, &sockets)?;
         known.iter().try_for_each(refuse_without_vdso)?;
     }
     let mut images = Images::default();
-    let mut ids = FileIds::after(&ofds);
+    let removed = Removed::new((mode == SurveyMode::Dump).then_some(allowed.removed_bytes));
+    let mut ids = FileIds::after(&ofds, removed);
     let tree = known.iter().map(|known| known.pid).chain(zombies.iter().copied()).collect();
-    record_files(&mut images, &tables, &ofds, &tree, &terminals, &sockets)?;
+    record_files(&mut images, &mut ids, &tables, &ofds, &tree, &terminals, &sockets)?;
     flight.record(&mut images, &sockets, &ofds)?;
     drop(tables);
     drop(flight);
@@ -207,22 +219,9 @@ fn is_parasite(mapping: &Mapping) -> bool {
     mapping.name.as_bytes().starts_with(b"/memfd:ptyagent")
 }
 
-fn refuse_outside(tables: &[Table<'_>]) -> Result<()> {
-    let wanted: BTreeSet<u64> = tables
-        .iter()
-        .flat_map(|table| table.descriptors)
-        .filter_map(|descriptor| match descriptor.kind {
-            FileKind::Pipe { inode } => Some(inode),
-            _ => None,
-        })
-        .collect();
-    let inside: Vec<Pid> = tables.iter().map(|table| table.pid).collect();
-    pipe::refuse_outside_pipes(tables, &pipe::outside_pipes(&inside, &wanted))?;
-    locks::refuse_waiters(tables, &inside)
-}
-
 fn record_files(
     images: &mut Images,
+    ids: &mut FileIds,
     tables: &[Table<'_>],
     ofds: &OfdTable,
     tree: &BTreeSet<Pid>,
@@ -231,7 +230,7 @@ fn record_files(
 ) -> Result<()> {
     let tty_ids: BTreeMap<_, _> =
         terminals.of_ofd.iter().map(|(ofd, (index, peer))| (*ofd, tty_records::info_id(*index, *peer))).collect();
-    file_records::record(images, tables, ofds, tree, &tty_ids, sockets)?;
+    file_records::record(images, ids, tables, ofds, tree, &tty_ids, sockets)?;
     images.locks = locks::record(tables, ofds)?;
     Ok(())
 }

@@ -17,9 +17,9 @@ use std::time::{Duration, Instant};
 
 use vt100::Screen;
 
+use crate::capture::Allowed;
 use crate::dump::{self, After};
 use crate::error::{Error, Result};
-use crate::files::socket::Connections;
 use crate::ids::Pid;
 use crate::image::{Images, Overwrite};
 use crate::procfs::{Stat, Status};
@@ -144,8 +144,8 @@ fn row(screen: &Screen, number: usize) -> String {
 
 fn save(session: &Session) -> Result<dump::Report> {
     let (root, dir) = (session.root(), session.images());
-    let connections = Connections::default();
-    dump::dump(&dump::Request { root, dir, after: After::Kill, overwrite: Overwrite::Refuse, connections })
+    let allowed = Allowed::default();
+    dump::dump(&dump::Request { root, dir, after: After::Kill, overwrite: Overwrite::Refuse, allowed })
 }
 
 /// The processes of the images, which must all be gone: each with its parent, session and group.

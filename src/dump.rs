@@ -9,9 +9,8 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use crate::capture::{self, Captured, Tree};
+use crate::capture::{self, Allowed, Captured, Tree};
 use crate::error::{Error, Refusal, Result};
-use crate::files::socket::Connections;
 use crate::ids::Pid;
 use crate::image::{CommitReport, Images, Overwrite, Writer, pb};
 use crate::inject::batch::{Ask, Batch};
@@ -36,8 +35,7 @@ pub struct Request {
     pub dir: PathBuf,
     pub after: After,
     pub overwrite: Overwrite,
-    /// What becomes of connections that lead out of the tree.
-    pub connections: Connections,
+    pub allowed: Allowed,
 }
 
 /// What a dump did.
@@ -66,8 +64,7 @@ pub fn dump(request: &Request) -> Result<Report> {
     let mut writer = Writer::create(&request.dir, request.overwrite)?;
     let mut stash = Stash::new(expected_size(request.root));
     let mut frozen_at = start;
-    let mut session =
-        capture::take(request.root, SurveyMode::Dump, request.connections, || frozen_at = Instant::now())?;
+    let mut session = capture::take(request.root, SurveyMode::Dump, request.allowed, || frozen_at = Instant::now())?;
     tracing::debug!(frozen_us = micros(frozen_at), "captured");
     drain::refuse_disciplines(&session.images)?;
     let pending = read_pages(&mut writer, &mut session, &mut stash)?;

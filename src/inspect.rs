@@ -1,8 +1,7 @@
 //! The live report of a session: what a dump would record, without the memory, and nothing is changed.
 
-use crate::capture;
+use crate::capture::{self, Allowed};
 use crate::error::Result;
-use crate::files::socket::Connections;
 use crate::ids::Pid;
 use crate::image::Images;
 use crate::task::survey::SurveyMode;
@@ -11,7 +10,7 @@ use crate::task::survey::SurveyMode;
 ///
 /// What a dump would refuse is reported like everything else; only what cannot be entered at all is an error.
 pub fn inspect(root: Pid) -> Result<Images> {
-    let tree = capture::take(root, SurveyMode::Inspect, Connections::default(), || ())?;
+    let tree = capture::take(root, SurveyMode::Inspect, Allowed::default(), || ())?;
     let images = tree.images.clone();
     tree.release()?;
     Ok(images)

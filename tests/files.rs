@@ -28,6 +28,11 @@ fn same_images(dirs: &[PathBuf]) {
         same("files", &pair[0].files, &pair[1].files);
         same("descriptors", &pair[0].fdinfo, &pair[1].fdinfo);
         same("locks", &pair[0].locks, &pair[1].locks);
+        same("links to removed files", &pair[0].remaps, &pair[1].remaps);
+        // Their content would be too long a message.
+        let entries = |images: &Images| images.ghosts.values().map(|ghost| ghost.entry.clone()).collect::<Vec<_>>();
+        same("removed files", &entries(&pair[0]), &entries(&pair[1]));
+        assert!(pair[0].ghosts == pair[1].ghosts, "the content of removed files");
     }
 }
 
@@ -76,4 +81,50 @@ fn lock_that_somebody_outside_waits_for() {
 #[test]
 fn lease_that_is_being_broken() {
     refused("files", "breaking_lease", "a lock of an unknown kind");
+}
+
+#[test]
+fn removed_files() {
+    check("removed_files");
+}
+
+/// The new file stays, and the removed one shows another name, which is said.
+#[test]
+fn removed_file_whose_name_is_taken() {
+    let _serial = serial();
+    with_timeout(LIMIT, || {
+        let _subreaper = subreaper();
+        let victim = Prepared::start("files", "replaced_file");
+        let images = victim.dir.join("images");
+        dump(victim.pid, &images);
+        let output = ptyagent(&["restore", "--detach", "-D", images.to_str().unwrap()]);
+        assert!(output.status.success(), "{}", report(&output));
+        assert!(report(&output).contains("/replaced is another file now"), "{}", report(&output));
+        victim.verify();
+    });
+}
+
+#[test]
+fn memory_of_removed_files() {
+    check("removed_memory");
+}
+
+#[test]
+fn program_that_was_removed() {
+    check("removed_program");
+}
+
+#[test]
+fn removed_file_with_another_name() {
+    refused("files", "removed_with_another_name", "no longer leads to");
+}
+
+#[test]
+fn large_removed_file() {
+    refused("files", "large_removed_file", "--ghost-limit 1052672");
+}
+
+#[test]
+fn removed_file_that_somebody_outside_has_open() {
+    refused("files", "removed_file_held_outside", "outside the tree, has open too");
 }

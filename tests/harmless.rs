@@ -55,7 +55,7 @@ fn disturb(victim: &Victim, dumps: Dump) {
             dir,
             after: After::LeaveRunning,
             overwrite: Overwrite::Refuse,
-            connections: Default::default(),
+            allowed: Default::default(),
         };
         match (dump::dump(&request), dumps) {
             (Ok(_), Dump::Succeeds | Dump::Either) | (Err(Error::Refused(_)), Dump::Either) => {}

@@ -161,12 +161,27 @@ pub struct DumpArgs {
     /// Let go of TCP connections: they come back closed
     #[arg(long)]
     pub tcp_close: bool,
+    /// Keep removed files that are still in use up to this size each, in bytes or with K, M or G
+    #[arg(long, value_name = "SIZE", value_parser = size, default_value = "1M")]
+    pub ghost_limit: u64,
     /// Replace images that are in the directory already
     #[arg(long, visible_alias = "overwrite")]
     pub force: bool,
     /// Report in JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// A number of bytes.
+fn size(text: &str) -> Result<u64, String> {
+    let (digits, shift) = match text.strip_suffix(['K', 'M', 'G']) {
+        Some(digits) if text.ends_with('K') => (digits, 10),
+        Some(digits) if text.ends_with('M') => (digits, 20),
+        Some(digits) => (digits, 30),
+        None => (text, 0),
+    };
+    let number = digits.parse::<u64>().map_err(|error| error.to_string())?;
+    number.checked_mul(1 << shift).ok_or_else(|| "it is too large".to_owned())
 }
 
 #[derive(Debug, Args)]

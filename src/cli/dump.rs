@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use ptyagent::capture::Allowed;
 use ptyagent::dump::{self, After};
 use ptyagent::error::Result;
 use ptyagent::files::socket::{Connections, Policy};
@@ -22,8 +23,8 @@ pub fn dump(args: &DumpArgs) -> Result<ExitCode> {
     let overwrite = if args.force { Overwrite::Replace } else { Overwrite::Refuse };
     let dir = args.dir.clone().unwrap_or_else(|| PathBuf::from(format!("ptyagent-{}", args.inject)));
     let spinner = Spinner::start(format!("saving process {}", args.inject));
-    let done =
-        dump::dump(&dump::Request { root: Pid(args.inject), dir, after, overwrite, connections: connections(args) })?;
+    let allowed = Allowed { connections: connections(args), removed_bytes: args.ghost_limit };
+    let done = dump::dump(&dump::Request { root: Pid(args.inject), dir, after, overwrite, allowed })?;
     drop(spinner);
     report(&if args.json { json(&done) } else { dumped(&done, after) });
     Ok(ExitCode::SUCCESS)

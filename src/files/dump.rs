@@ -4,6 +4,7 @@
 //! records is in the kind's own file.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
@@ -11,6 +12,7 @@ use std::path::Path;
 use crate::error::{Context, Error, Refusal, Result, Subject};
 use crate::files::kind::{Descriptor, FileKind};
 use crate::files::ofd::{OfdId, OfdTable};
+use crate::files::removed::{self, Holder, Removed};
 use crate::files::socket::{self, Sockets};
 use crate::files::{epoll, eventfd, owner, pidfd, pipe, regular, signalfd, timerfd};
 use crate::ids::{Pid, RemoteFd};
@@ -38,12 +40,15 @@ impl Table<'_> {
 pub struct FileIds {
     next: u32,
     paths: BTreeMap<(Vec<u8>, u32), u32>,
+    /// By device, inode and flags.
+    objects: BTreeMap<(u64, u64, u32), u32>,
+    pub removed: Removed,
 }
 
 impl FileIds {
-    pub fn after(table: &OfdTable) -> FileIds {
+    pub fn after(table: &OfdTable, removed: Removed) -> FileIds {
         let last = table.values().map(|id| id.0).max().unwrap_or(0);
-        FileIds { next: last + 1, paths: BTreeMap::new() }
+        FileIds { next: last + 1, paths: BTreeMap::new(), objects: BTreeMap::new(), removed }
     }
 
     pub fn fresh(&mut self) -> u32 {
@@ -68,6 +73,28 @@ impl FileIds {
         ));
         self.paths.insert(key, id);
         id
+    }
+
+    /// The id of the removed file behind a link of /proc, to be opened with these flags. `name` is what the kernel calls it.
+    pub fn of_removed(
+        &mut self,
+        images: &mut Images,
+        (link, name): (&Path, &OsStr),
+        flags: u32,
+        holder: Holder<'_>,
+    ) -> Result<u32> {
+        use std::os::unix::fs::MetadataExt;
+        let metadata = std::fs::metadata(link).during("looking at", Subject::Path(link.into()))?;
+        let key = (metadata.dev(), metadata.ino(), flags);
+        if let Some(id) = self.objects.get(&key) {
+            return Ok(*id);
+        }
+        let id = self.fresh();
+        let fown = pb::FownEntry::default();
+        images.files.push(regular::reg_entry(id, name.as_bytes(), flags, 0, fown, Some(&metadata)));
+        self.removed.keep(images, id, link, name, holder)?;
+        self.objects.insert(key, id);
+        Ok(id)
     }
 }
 
@@ -112,6 +139,7 @@ impl Description<'_> {
 #[derive(Debug)]
 pub struct Recorder<'a> {
     pub images: &'a mut Images,
+    pub ids: &'a mut FileIds,
     pub tables: &'a [Table<'a>],
     pub ofds: &'a OfdTable,
     /// All processes that will be there again, those that have ended among them.
@@ -127,13 +155,14 @@ pub struct Recorder<'a> {
 /// `tty_ids` gives the terminal peer that a description leads to. Refused: what the kinds refuse.
 pub fn record(
     images: &mut Images,
+    ids: &mut FileIds,
     tables: &[Table<'_>],
     ofds: &OfdTable,
     tree: &BTreeSet<Pid>,
     tty_ids: &BTreeMap<OfdId, u32>,
     sockets: &Sockets,
 ) -> Result<()> {
-    let mut recorder = Recorder { images, tables, ofds, tree, tty_ids, pipes: pipe::PipeIds::default(), sockets };
+    let mut recorder = Recorder { images, ids, tables, ofds, tree, tty_ids, pipes: pipe::PipeIds::default(), sockets };
     let mut seen = BTreeSet::new();
     for table in tables {
         let mut entries = Vec::new();
@@ -213,8 +242,18 @@ impl Recorder<'_> {
             FileKind::Timerfd => timerfd::record(description, own),
             FileKind::Pidfd => pidfd::record(self, description),
             FileKind::Socket { .. } => self.sockets.record(self.images, description),
+            FileKind::Removed => self.removed(description),
             _ => Ok(regular::record(description)),
         }
+    }
+
+    /// A description of a removed file.
+    fn removed(&mut self, description: &Description<'_>) -> Result<pb::FileEntry> {
+        let Description { table, descriptor, id, .. } = description;
+        let link = crate::procfs::path(table.pid, &format!("fd/{}", descriptor.fd));
+        let holder = Holder { pid: table.pid, comm: table.comm, fd: Some(descriptor.fd.0) };
+        self.ids.removed.keep(self.images, id.0, &link, removed::name(&descriptor.link), holder)?;
+        Ok(regular::record(description))
     }
 }
 

@@ -11,7 +11,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use crate::error::{Error, Refusal, Result};
-use crate::files::locks::Lock;
+use crate::files::locks::{self, Lock};
 use crate::files::socket::is_carried;
 use crate::ids::{Pid, PtyIndex, RemoteFd};
 use crate::procfs::{self, Device, FdInfo, fdinfo};
@@ -82,6 +82,10 @@ pub enum FileKind {
     Bpf,
     Namespace,
     MessageQueue,
+    HugePages,
+    /// A regular file without a name.
+    Removed,
+    /// A FIFO or device without a name.
     DeletedFile,
     DeletedDirectory,
     /// Its path leads to another file or nowhere: renamed over, mounted over, or outside our root.
@@ -97,7 +101,7 @@ impl FileKind {
             Regular | Directory | Null | Zero | Full | Random | Urandom => None,
             TtyMaster { .. } | TtySlave { .. } | HungUpSlave { .. } | DevTty | Pipe { .. } | Fifo => None,
             PathOnly(PathTarget::Regular | PathTarget::Directory | PathTarget::Terminal) => None,
-            Epoll | Eventfd | Signalfd | Timerfd | Pidfd => None,
+            Epoll | Eventfd | Signalfd | Timerfd | Pidfd | Removed => None,
             Console | Vt { .. } | Serial(_) | LegacyPty(_) => {
                 Some("run the session on a pseudoterminal (ssh, tmux, script), then dump it")
             }
@@ -180,7 +184,9 @@ impl fmt::Display for FileKind {
             Bpf => "a BPF object",
             Namespace => "a namespace handle",
             MessageQueue => "a POSIX message queue",
-            DeletedFile => "a removed file",
+            HugePages => "a file of explicit huge pages (hugetlbfs)",
+            Removed => "a removed file",
+            DeletedFile => "a removed FIFO or device",
             DeletedDirectory => "a removed directory",
             Hidden => "a file that its path no longer leads to",
         };
@@ -260,7 +266,10 @@ impl Descriptor {
         };
         let kind = match classify(&link, &stat, &info) {
             FileKind::Socket { .. } => FileKind::Socket { protocol: socket_protocol(&path) },
-            FileKind::Regular if is_message_queue(&path) => FileKind::MessageQueue,
+            FileKind::Regular | FileKind::Removed if is_on(&path, MQUEUE_MAGIC) => FileKind::MessageQueue,
+            FileKind::Regular | FileKind::Removed | FileKind::Memfd if is_on(&path, HUGETLBFS_MAGIC) => {
+                FileKind::HugePages
+            }
             kind if needs_path(&kind) && !leads_to(&link, &stat) => FileKind::Hidden,
             kind => kind,
         };
@@ -275,6 +284,9 @@ impl Descriptor {
         };
         if let Some(remedy) = self.kind.remedy() {
             return refuse(self.to_string(), remedy);
+        }
+        if self.kind == FileKind::Removed && locks::is_leased(self) {
+            return refuse(format!("a lease on {self}"), "let the program release it, then dump again");
         }
         match self.info.locks.iter().find(|line| Lock::parse(line).is_none()) {
             Some(line) => refuse(
@@ -330,9 +342,13 @@ fn socket_protocol(path: &Path) -> Option<String> {
     Some(String::from_utf8_lossy(name.get(..end)?).into_owned())
 }
 
-fn is_message_queue(path: &Path) -> bool {
-    const MQUEUE_MAGIC: i64 = 0x1980_0202;
-    nix::sys::statfs::statfs(path).is_ok_and(|fs| fs.filesystem_type().0 == MQUEUE_MAGIC)
+/// include/uapi/linux/magic.h.
+const MQUEUE_MAGIC: i64 = 0x1980_0202;
+const HUGETLBFS_MAGIC: i64 = 0x9584_58f6;
+
+/// Whether a file is on a file system of this kind.
+fn is_on(path: &Path, magic: i64) -> bool {
+    nix::sys::statfs::statfs(path).is_ok_and(|fs| fs.filesystem_type().0 == magic)
 }
 
 /// The kind as far as link, stat and fdinfo tell.
@@ -348,10 +364,9 @@ pub fn classify(link: &OsStr, stat: &FileStat, info: &FdInfo) -> FileKind {
         libc::S_IFCHR if removed && !path_only && hung_up(stat.rdev).is_some() => {
             hung_up(stat.rdev).unwrap_or(FileKind::DeletedFile)
         }
-        libc::S_IFREG | libc::S_IFIFO | libc::S_IFCHR | libc::S_IFBLK if removed && stat.links == 0 => {
-            FileKind::DeletedFile
-        }
-        libc::S_IFREG if removed => FileKind::DeletedFile,
+        libc::S_IFREG if removed && stat.links == 0 => FileKind::Removed,
+        libc::S_IFREG if removed => FileKind::Hidden,
+        libc::S_IFIFO | libc::S_IFCHR | libc::S_IFBLK if removed && stat.links == 0 => FileKind::DeletedFile,
         libc::S_IFREG if path_only => FileKind::PathOnly(PathTarget::Regular),
         libc::S_IFDIR if path_only => FileKind::PathOnly(PathTarget::Directory),
         libc::S_IFCHR if path_only && (slave_index(stat.rdev).is_some() || stat.rdev == PTMX) => {

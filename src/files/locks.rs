@@ -87,6 +87,11 @@ fn of(descriptor: &Descriptor) -> impl Iterator<Item = Lock<'_>> {
     descriptor.info.locks.iter().filter_map(|line| Lock::parse(line))
 }
 
+/// Whether a lease is on a descriptor.
+pub fn is_leased(descriptor: &Descriptor) -> bool {
+    of(descriptor).any(|lock| lock.flag == LEASE)
+}
+
 /// Whom a lock belongs to: a process, or with 0 whoever has the description; and the lock itself.
 type Owned = (OfdId, i32, u32, u32, i64, i64);
 
@@ -132,10 +137,11 @@ fn refuse_in_flight(tables: &[Table<'_>], descriptor: &Descriptor) -> Error {
 }
 
 /// Refuses a lock that a process outside the tree waits for.
-pub fn refuse_waiters(tables: &[Table<'_>], inside: &[Pid]) -> Result<()> {
+pub fn refuse_waiters(tables: &[Table<'_>]) -> Result<()> {
     if tables.iter().flat_map(|table| table.descriptors).all(|descriptor| descriptor.info.locks.is_empty()) {
         return Ok(());
     }
+    let inside: Vec<Pid> = tables.iter().map(|table| table.pid).collect();
     let text = all()?;
     let waiters: Vec<Lock<'_>> = text.lines().filter_map(Lock::parse).filter(|lock| lock.waits).collect();
     for table in tables {

@@ -3,7 +3,7 @@
 //! The content is read through the controller's own copy of a reading end with tee(2), which takes nothing out. On restore a pipe is held open at
 //! both ends until the tasks have theirs, so that no open blocks and nothing that is put back is lost.
 //!
-//! Refused: a pipe with an end outside the tree, a pipe in packet mode.
+//! Refused: a pipe in packet mode, and one with an end outside the tree (see `outside`).
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -14,11 +14,9 @@ use std::path::Path;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
-use crate::error::{Context, Error, Refusal, Result, Subject};
-use crate::files::dump::{Description, Table};
-use crate::files::kind::FileKind;
+use crate::error::{Context, Error, Result, Subject};
+use crate::files::dump::Description;
 use crate::files::regular::{self, NOT_AGAIN, open_path};
-use crate::ids::Pid;
 use crate::image::{Images, PipeData, pb};
 
 /// The numbers that the images give to pipes and FIFOs, by inode.
@@ -83,55 +81,6 @@ fn content(pipe_id: u32, reader: BorrowedFd<'_>) -> Result<PipeData> {
     }
     let entry = pb::PipeDataEntry { pipe_id, bytes: copied as u32, size: Some(size as u32) };
     Ok(PipeData { entry, data })
-}
-
-/// Refuses pipes of which one end is held outside the tree: `inside` counts the descriptors of the tree by pipe inode.
-///
-/// Every process that /proc shows is asked; one that cannot be looked into counts as not holding it.
-pub fn refuse_outside_pipes(tables: &[Table<'_>], outside: &BTreeMap<u64, Pid>) -> Result<()> {
-    for table in tables {
-        for descriptor in table.descriptors {
-            let FileKind::Pipe { inode } = descriptor.kind else { continue };
-            if let Some(other) = outside.get(&inode) {
-                return Err(Error::Refused(Refusal {
-                    pid: table.pid,
-                    comm: table.comm.to_owned(),
-                    fd: Some(descriptor.fd.0),
-                    kind: format!("a pipe whose other end process {other} holds, outside the tree"),
-                    remedy: format!("dump a tree that has process {other} in it, or end the pipeline"),
-                }));
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Which pipes processes outside the tree have open, by inode.
-pub fn outside_pipes(inside: &[Pid], wanted: &std::collections::BTreeSet<u64>) -> BTreeMap<u64, Pid> {
-    let mut found = BTreeMap::new();
-    if wanted.is_empty() {
-        return found;
-    }
-    let us = Pid(std::process::id() as i32);
-    for pid in crate::procfs::tree::all().unwrap_or_default() {
-        if inside.contains(&pid) || pid == us {
-            continue;
-        }
-        let Ok(directory) = std::fs::read_dir(format!("/proc/{pid}/fd")) else { continue };
-        for entry in directory.flatten() {
-            let Ok(link) = std::fs::read_link(entry.path()) else { continue };
-            let inode = link
-                .as_os_str()
-                .to_str()
-                .and_then(|name| name.strip_prefix("pipe:["))
-                .and_then(|name| name.strip_suffix(']'))
-                .and_then(|number| number.parse::<u64>().ok());
-            if let Some(inode) = inode.filter(|inode| wanted.contains(inode)) {
-                found.insert(inode, pid);
-            }
-        }
-    }
-    found
 }
 
 /// As the kernel shows it; libc has 0 for it on this target.

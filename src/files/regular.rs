@@ -10,6 +10,8 @@ use nix::sys::stat::Mode;
 
 use crate::error::{Context, Error, Result, Subject};
 use crate::files::dump::Description;
+use crate::files::kind::FileKind;
+use crate::files::removed;
 use crate::image::pb;
 
 /// Records a description by its path.
@@ -17,7 +19,10 @@ pub fn record(description: &Description<'_>) -> pb::FileEntry {
     let (pid, descriptor) = (description.table.pid, description.descriptor);
     let metadata = std::fs::metadata(format!("/proc/{pid}/fd/{}", descriptor.fd)).ok();
     let pos = descriptor.info.pos.max(0) as u64;
-    let path = descriptor.link.as_bytes();
+    let path = match descriptor.kind {
+        FileKind::Removed => removed::name(&descriptor.link).as_bytes(),
+        _ => descriptor.link.as_bytes(),
+    };
     reg_entry(description.id.0, path, description.flags, pos, description.fown, metadata.as_ref())
 }
 
@@ -54,11 +59,17 @@ pub fn open_path(path: &Path, flags: i32) -> Result<OwnedFd> {
         .map_err(|errno| Error::sys("opening", Subject::Path(path.into()), errno))
 }
 
-/// Opens a path again and puts the position back. A regular file has to be as long as it was.
+/// Opens a path again, as it was.
 pub fn open_again(reg: &pb::RegFileEntry) -> Result<OwnedFd> {
     let path = Path::new(OsStr::from_bytes(&reg.name));
     let flags = reg.flags as i32 & !NOT_AGAIN;
-    let fd = open_path(path, flags)?;
+    settle(open_path(path, flags)?, reg)
+}
+
+/// Puts the position of a description back; a regular file has to be as long as it was.
+pub fn settle(fd: OwnedFd, reg: &pb::RegFileEntry) -> Result<OwnedFd> {
+    let path = Path::new(OsStr::from_bytes(&reg.name));
+    let flags = reg.flags as i32;
     if flags & libc::O_PATH != 0 {
         return Ok(fd);
     }

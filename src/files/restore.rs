@@ -8,6 +8,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use crate::error::{Context, Error, Result, Subject};
 use crate::files::pipe::Pipes;
+use crate::files::removed::Remade;
 use crate::files::socket::make::Making;
 use crate::files::{epoll, eventfd, regular, signalfd, timerfd};
 use crate::image::{Images, pb};
@@ -26,6 +27,7 @@ pub struct Opened {
     slots: BTreeMap<i32, OwnedFd>,
     pub pipes: Pipes,
     pub sockets: Making,
+    pub removed: Remade,
 }
 
 impl Opened {
@@ -65,7 +67,10 @@ impl Opened {
         } else if let Some(timerfd) = &file.tfd {
             timerfd::open(images, timerfd)?
         } else if let Some(reg) = &file.reg {
-            regular::open_again(reg)?
+            match self.removed.open(images, reg)? {
+                Some(fd) => regular::settle(fd, reg)?,
+                None => regular::open_again(reg)?,
+            }
         } else {
             return Err(Error::failed(format!(
                 "file {} of the images is of a kind that cannot be restored yet",

@@ -103,8 +103,7 @@ impl Object<'_> {
     /// The object as a file; none without the privilege.
     fn open(&self) -> Result<Option<File>> {
         let Some((pid, mapping)) = self.views.first() else { return Ok(None) };
-        let name = format!("map_files/{:x}-{:x}", mapping.start.0, mapping.end.0);
-        let path = crate::procfs::path(*pid, &name);
+        let path = mapping.link(*pid);
         match File::open(&path) {
             Ok(file) => Ok(Some(file)),
             Err(error) if matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES)) => Ok(None),

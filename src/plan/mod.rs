@@ -200,6 +200,7 @@ pub fn plan(images: &Images, dir: &Path) -> Result<Plan> {
     let tasks = Tasks::new(images, dir)?;
     let slots = descriptors::slots(images, dir)?;
     validate_locks(images, &tasks, dir)?;
+    validate_removed(images, dir)?;
     let outside = outside(images, dir)?;
     let mut steps = Vec::new();
     // Those that are hung up first: their index is free again for others.
@@ -341,6 +342,19 @@ fn validate_locks(images: &Images, tasks: &Tasks, dir: &Path) -> Result<()> {
     };
     match images.locks.iter().find(|lock| !is_open(lock) || locks::flag_name(lock.flag).is_none()) {
         Some(lock) => Err(inconsistent(dir, format!("process {} has a lock that cannot be", lock.pid))),
+        None => Ok(()),
+    }
+}
+
+/// Checks that every removed file has its content.
+fn validate_removed(images: &Images, dir: &Path) -> Result<()> {
+    let is_there = |remap: &pb::RemapFilePathEntry| {
+        // CRIU's default is the first of the enumeration.
+        let ghost = remap.remap_type == Some(pb::RemapType::Ghost as i32);
+        ghost && images.ghosts.contains_key(&remap.remap_id) && images.reg(remap.orig_id).is_some()
+    };
+    match images.remaps.iter().find(|remap| !is_there(remap)) {
+        Some(remap) => Err(inconsistent(dir, format!("the removed file {} cannot be made again", remap.orig_id))),
         None => Ok(()),
     }
 }

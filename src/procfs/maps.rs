@@ -76,6 +76,11 @@ impl Mapping {
         self.name == name
     }
 
+    /// The link of /proc that leads to what a mapping of this process shows. Following it needs CAP_CHECKPOINT_RESTORE.
+    pub fn link(&self, pid: Pid) -> std::path::PathBuf {
+        super::path(pid, &format!("map_files/{:x}-{:x}", self.start.0, self.end.0))
+    }
+
     /// Whether a file of some kind, a shared memory file included, is behind it.
     pub fn has_file(&self) -> bool {
         self.inode != 0 || self.name.as_bytes().starts_with(b"/")

@@ -401,6 +401,8 @@ impl Execution<'_> {
         }
         make::publish(&mut self.opened, self.images)?;
         self.notes.append(&mut self.opened.sockets.notes);
+        self.opened.removed.finish(self.images)?;
+        self.notes.append(&mut self.opened.removed.notes);
         self.opened = Opened::default();
         self.pairs.let_go(self.plan.outside);
         Ok(())

@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::flags;
 use super::socket::Socket;
 use super::terminal::Terminal;
+use crate::files::removed;
 use crate::image::text::escape;
 use crate::image::{Images, pb};
 
@@ -198,8 +199,11 @@ impl<'a> Gather<'a> {
         let flags =
             ofd.and_then(|ofd| ofd.flags).or_else(|| file.and_then(|file| self.open_flags(file))).map(flags::open);
         let reg = file.and_then(|file| file.reg.as_ref());
-        let kind =
-            pb::FdTypes::try_from(fd.r#type).map_or(format!("kind {}", fd.r#type), |kind| kind_name(kind).to_owned());
+        let kind = match pb::FdTypes::try_from(fd.r#type) {
+            Ok(pb::FdTypes::Reg) if removed::remap_of(self.images, fd.id).is_some() => "removed file".to_owned(),
+            Ok(kind) => kind_name(kind).to_owned(),
+            Err(_) => format!("kind {}", fd.r#type),
+        };
         let target =
             file.and_then(|file| self.target(file)).or_else(|| ofd.and_then(|ofd| ofd.path.as_deref()).map(escape));
         Descriptor {

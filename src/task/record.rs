@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::Result;
 use crate::files::dump::FileIds;
+use crate::files::removed::{self, Holder};
 use crate::ids::{Pid, Tid};
 use crate::image::{Images, pb};
 use crate::inject::ThreadState;
@@ -92,7 +93,7 @@ pub fn record(
     let ids = pb::TaskKobjIdsEntry { vm_id: pid, files_id: pid, fs_id: pid, sighand_id: pid, ..Default::default() };
     images.ids.insert(pid, ids);
     record_fs(images, files, outside);
-    record_mm(images, files, outside, identity);
+    record_mm(images, files, outside, identity)?;
     let task = task_core(outside, state, signals, identity);
     let mut core = pb::CoreEntry { tc: Some(task), ids: Some(ids), ..thread::core(&outside.thread, state, told)? };
     if !outside.filters.is_empty() {
@@ -132,15 +133,15 @@ fn record_fs(images: &mut Images, files: &mut FileIds, outside: &Outside) {
     images.fs.insert(outside.stat.pid.0 as u32, pb::FsEntry { cwd_id, root_id, umask: outside.status.umask });
 }
 
-fn record_mm(images: &mut Images, files: &mut FileIds, outside: &Outside, identity: &Identity) {
+fn record_mm(images: &mut Images, files: &mut FileIds, outside: &Outside, identity: &Identity) -> Result<()> {
     let stat = &outside.stat;
-    let exe_file_id = files.of_path(images, &outside.exe, libc::O_RDONLY as u32);
-    let vmas = outside
-        .mappings
-        .iter()
-        .filter(|mapping| !mapping.is("[vsyscall]"))
-        .map(|mapping| mem::to_entry(mapping, backing(images, files, mapping)))
-        .collect();
+    let comm = stat.comm_text();
+    let holder = Holder { pid: stat.pid, comm: &comm, fd: None };
+    let exe_file_id = program(images, files, outside, holder)?;
+    let mut vmas = Vec::new();
+    for mapping in outside.mappings.iter().filter(|mapping| !mapping.is("[vsyscall]")) {
+        vmas.push(mem::to_entry(mapping, backing(images, files, mapping, holder)?));
+    }
     let entry = pb::MmEntry {
         mm_start_code: stat.start_code,
         mm_end_code: stat.end_code,
@@ -161,20 +162,35 @@ fn record_mm(images: &mut Images, files: &mut FileIds, outside: &Outside, identi
         ..Default::default()
     };
     images.mm.insert(stat.pid.0 as u32, entry);
+    Ok(())
+}
+
+/// The id of the program's file.
+fn program(images: &mut Images, files: &mut FileIds, outside: &Outside, holder: Holder<'_>) -> Result<u32> {
+    let (exe, flags) = (&outside.exe, libc::O_RDONLY as u32);
+    if !removed::is_removed(exe.as_os_str()) || exe.exists() {
+        return Ok(files.of_path(images, exe, flags));
+    }
+    let link = crate::procfs::path(outside.stat.pid, "exe");
+    files.of_removed(images, (&link, removed::name(exe.as_os_str())), flags, holder)
 }
 
 /// The id that a mapping's entry refers to: its file, or the inode of its shared memory.
-fn backing(images: &mut Images, files: &mut FileIds, mapping: &Mapping) -> Option<u32> {
+fn backing(images: &mut Images, files: &mut FileIds, mapping: &Mapping, holder: Holder<'_>) -> Result<Option<u32>> {
     if mem::is_shared_anonymous(mapping) {
-        return Some(mapping.inode as u32);
+        return Ok(Some(mapping.inode as u32));
     }
     if !mem::is_file(mapping) {
-        return None;
+        return Ok(None);
     }
     // A shared mapping that may be made writable needs a writable descriptor, whatever its protection is now.
     let may_write = mapping.flags.as_ref().is_none_or(|flags| flags.has(b"mw"));
     let flags = if mapping.sharing == Sharing::Shared && may_write { libc::O_RDWR } else { libc::O_RDONLY };
-    Some(files.of_path(images, Path::new(&mapping.name), flags as u32))
+    let flags = flags as u32;
+    if mapping.deleted {
+        return files.of_removed(images, (&mapping.link(holder.pid), &mapping.name), flags, holder).map(Some);
+    }
+    Ok(Some(files.of_path(images, Path::new(&mapping.name), flags)))
 }
 
 fn task_core(outside: &Outside, state: &ThreadState, signals: Signals, identity: &Identity) -> pb::TaskCoreEntry {

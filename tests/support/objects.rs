@@ -106,14 +106,17 @@ impl Prepared {
     }
 }
 
-/// Leaves out what a restore does not bring back as it was: the inode numbers of shared anonymous memory, which the kernel gives anew, and the
+/// Leaves out what a restore does not bring back as it was: the inode numbers of memory and files without a name, which the kernel gives anew, and the
 /// border between private anonymous mappings side by side, which the kernel merges where they come to be untouched.
 fn comparable(shown: &str) -> String {
     let mut lines: Vec<String> = Vec::new();
     for line in shown.lines() {
-        let line = match line.split_once(" /dev/zero (deleted)") {
-            Some((start, _)) => start.trim_end().rsplit_once(' ').map_or(String::new(), |(start, _)| start.to_owned()),
-            None => line.to_owned(),
+        let line = match line.split_once(" /") {
+            Some((start, name)) if line.contains(" (deleted)") && line.contains('-') && !line.contains("flags") => {
+                let start = start.trim_end().rsplit_once(' ').map_or("", |(start, _)| start);
+                format!("{start} {}", without_numbers(name))
+            }
+            _ => without_numbers(line),
         };
         let anonymous = |line: &str| {
             let (range, rest) = line.strip_suffix("p 00000000 00:00 0 ")?.split_once(' ')?;
@@ -130,6 +133,14 @@ fn comparable(shown: &str) -> String {
         lines.push(merged.unwrap_or(line));
     }
     lines.join("\n")
+}
+
+/// The name of a file that never had one is the number of its inode.
+fn without_numbers(line: &str) -> String {
+    match line.split_once("/#") {
+        Some((start, rest)) => format!("{start}/#{}", rest.trim_start_matches(|char: char| char.is_ascii_digit())),
+        None => line.to_owned(),
+    }
 }
 
 /// Waits until a process waits.

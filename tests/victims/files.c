@@ -194,7 +194,216 @@ static void breaking_lease(void)
 	same(fcntl(fd, F_GETLEASE), F_RDLCK);
 }
 
+static void expect_content(int fd, const char *text)
+{
+	char got[64] = "";
+	struct stat stat;
+	expect(pread(fd, got, sizeof got - 1, 0) == (ssize_t)strlen(text) && !strcmp(got, text));
+	expect(!fstat(fd, &stat) && stat.st_nlink == 0);
+}
+
+static void removed_files(void)
+{
+	struct stat before, after;
+	char link[256], name[64];
+	int file = must_open("gone", O_RDWR | O_CREAT | O_CLOEXEC), again = must_open("gone", O_RDONLY);
+	int append = must_open("gone", O_WRONLY | O_APPEND), path = must_open("gone", O_PATH), copy = dup(file);
+	int sparse = must_open("sparse", O_RDWR | O_CREAT), empty = must_open("empty", O_RDONLY | O_CREAT);
+	int nameless = open(".", O_TMPFILE | O_RDWR, 0640);
+	mkdir("dir", 0700);
+	int deep = must_open("dir/deep", O_RDWR | O_CREAT);
+	if (nameless < 0 || write(file, "0123456789", 10) != 10 || write(nameless, "no name", 7) != 7 || write(deep, "deep", 4) != 4)
+		die("write");
+	if (pwrite(sparse, "far", 3, 1 << 30) != 3)
+		die("write");
+	fchmod(file, 04751);
+	if (!getuid() && fchown(file, 12, 34))
+		die("chown");
+	fchmod(file, 04751);
+	struct timespec times[] = { { 1000, 123456789 }, { 2000, 987654321 } };
+	futimens(file, times);
+	lseek(file, 4, SEEK_SET);
+	lseek(again, 7, SEEK_SET);
+	unlink("gone");
+	unlink("sparse");
+	unlink("empty");
+	unlink("dir/deep");
+	rmdir("dir");
+	fstat(file, &before);
+	flock(file, LOCK_EX);
+	pause_here();
+	fstat(file, &after);
+	same(after.st_mode, before.st_mode);
+	same(after.st_uid, before.st_uid);
+	same(after.st_gid, before.st_gid);
+	same(after.st_size, before.st_size);
+	same(after.st_mtim.tv_nsec, before.st_mtim.tv_nsec);
+	same(after.st_mtim.tv_sec, before.st_mtim.tv_sec);
+	same(after.st_atim.tv_sec, before.st_atim.tv_sec);
+	same(lseek(file, 0, SEEK_CUR), 4);
+	same(lseek(copy, 0, SEEK_CUR), 4);
+	same(lseek(again, 0, SEEK_CUR), 7);
+	expect(fcntl(append, F_GETFL) & O_APPEND && fcntl(path, F_GETFL) & O_PATH);
+	same(write(append, "more", 4), 4);
+	expect_content(file, "0123456789more");
+	expect_content(again, "0123456789more");
+	struct stat one, other;
+	expect(!fstat(file, &one) && !fstat(path, &other) && one.st_ino == other.st_ino && one.st_dev == other.st_dev);
+	snprintf(name, sizeof name, "/proc/self/fd/%d", file);
+	ssize_t len = readlink(name, link, sizeof link - 1);
+	link[len > 0 ? len : 0] = 0;
+	expect(strstr(link, "/gone (deleted)"));
+	expect_content(deep, "deep");
+	expect_content(nameless, "no name");
+	expect_content(empty, "");
+	expect(access("gone", F_OK) && access("dir", F_OK) && access("sparse", F_OK));
+	same(lseek(sparse, 0, SEEK_DATA), 1 << 30);
+	fstat(sparse, &after);
+	same(after.st_size, (1 << 30) + 3);
+	/* A file that never had a name may still get one. */
+	snprintf(name, sizeof name, "/proc/self/fd/%d", nameless);
+	same(linkat(AT_FDCWD, name, AT_FDCWD, "named", AT_SYMLINK_FOLLOW), 0);
+	expect(!stat("named", &one) && !fstat(nameless, &other) && one.st_ino == other.st_ino && one.st_mode == (S_IFREG | 0640));
+}
+
+/* Another file has the name by now. */
+static void replaced_file(void)
+{
+	struct stat stat;
+	int replaced = must_open("replaced", O_RDWR | O_CREAT);
+	if (write(replaced, "first", 5) != 5 || unlink("replaced"))
+		die("replaced");
+	close(must_open("replaced", O_RDWR | O_CREAT));
+	pause_here();
+	expect_content(replaced, "first");
+	expect(lstat("replaced", &stat) == 0 && stat.st_size == 0);
+}
+
+static void removed_memory(void)
+{
+	size_t size = 16 * PAGE;
+	int file = must_open("mapped", O_RDWR | O_CREAT), shm = must_open("/dev/shm/ptyagent-victim", O_RDWR | O_CREAT | O_EXCL);
+	if (ftruncate(file, size) || ftruncate(shm, size))
+		die("ftruncate");
+	char *shared = map(size, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0), *memory = map(size, PROT_READ | PROT_WRITE, MAP_SHARED, shm, 0);
+	char *second = map(size, PROT_READ, MAP_SHARED, shm, 0);
+	paint(shared, size, 1);
+	paint(memory, size, 2);
+	char *private = map(size, PROT_READ | PROT_WRITE, MAP_PRIVATE, file, 0);
+	paint(private, PAGE, 3);
+	unlink("mapped");
+	unlink("/dev/shm/ptyagent-victim");
+	close(shm);
+	pid_t child = fork();
+	int status;
+	if (!child) {
+		while (memory[0] != 'x')
+			usleep(1000);
+		memory[1] = 'y';
+		_exit(0);
+	}
+	pause_here();
+	expect_painted("shared mapping of a removed file", shared, size, 1);
+	expect_painted("shared mapping of removed shared memory", memory, size, 2);
+	expect_painted("second view", second, size, 2);
+	expect_painted("private page", private, PAGE, 3);
+	for (size_t n = PAGE / 8; n < size / 8; n++)
+		if (((uint64_t *)private)[n] != 0x9e3779b97f4a7c15ull + n) {
+			wrong("private mapping of a removed file: word %zu", n);
+			break;
+		}
+	shared[2 * PAGE] = 'z';
+	char byte;
+	same(pread(file, &byte, 1, 2 * PAGE), 1);
+	same(byte, 'z');
+	memory[0] = 'x';
+	same(waitpid(child, &status, 0), child);
+	same(memory[1], 'y');
+	same(second[1], 'y');
+}
+
+/* Runs itself from a file that is gone. */
+static void removed_program(void)
+{
+	static char self[4096];
+	if (readlink("/proc/self/exe", self, sizeof self - 1) < 0)
+		die("exe");
+	if (!strstr(self, "/copy")) {
+		snprintf(self, sizeof self, "cp /proc/%d/exe copy", getpid());
+		if (system(self))
+			die("cp");
+		fcntl(go, F_SETFD, 0);
+		fcntl(result, F_SETFD, 0);
+		char numbers[2][16];
+		snprintf(numbers[0], 16, "%d", go);
+		snprintf(numbers[1], 16, "%d", result);
+		execl("copy", "copy", ".", "removed_program", numbers[0], numbers[1], NULL);
+		die("exec");
+	}
+	unlink("copy");
+	pause_here();
+	ssize_t got = readlink("/proc/self/exe", self, sizeof self - 1);
+	expect(got > 15);
+	self[got > 0 ? got : 0] = 0;
+	expect(strstr(self, "/copy (deleted)"));
+}
+
+static void removed_with_another_name(void)
+{
+	int file = must_open("one", O_RDWR | O_CREAT);
+	if (link("one", "two") || unlink("one"))
+		die("link");
+	pause_here();
+	expect(file >= 0);
+}
+
+static void large_removed_file(void)
+{
+	int file = must_open("large", O_RDWR | O_CREAT);
+	char block[4096] = "x";
+	for (int n = 0; n <= 256; n++)
+		if (write(file, block, sizeof block) != sizeof block)
+			die("write");
+	unlink("large");
+	pause_here();
+}
+
+static void removed_file_held_outside(void)
+{
+	int file = must_open("gone", O_RDWR | O_CREAT), pipes[2], status;
+	pid_t outsider;
+	if (pipe(pipes))
+		die("pipe");
+	pid_t child = fork();
+	if (!child) {
+		setsid();
+		outsider = fork();
+		if (!outsider) {
+			for (int fd = 0; fd < 32; fd++)
+				if (fd != file)
+					close(fd);
+			for (;;)
+				pause();
+		}
+		_exit(write(pipes[1], &outsider, sizeof outsider) != sizeof outsider);
+	}
+	if (read(pipes[0], &outsider, sizeof outsider) != sizeof outsider || waitpid(child, &status, 0) != child)
+		die("outsider");
+	close(pipes[0]);
+	close(pipes[1]);
+	unlink("gone");
+	pause_here();
+	kill(outsider, SIGKILL);
+}
+
 static const struct check checks[] = {
+	{ "removed_files", removed_files },
+	{ "replaced_file", replaced_file },
+	{ "removed_memory", removed_memory },
+	{ "removed_program", removed_program },
+	{ "removed_with_another_name", removed_with_another_name },
+	{ "large_removed_file", large_removed_file },
+	{ "removed_file_held_outside", removed_file_held_outside },
 	{ "locks", locks },
 	{ "lock_wanted_outside", lock_wanted_outside },
 	{ "breaking_lease", breaking_lease },
@@ -202,5 +411,12 @@ static const struct check checks[] = {
 
 int main(int argc, char **argv)
 {
+	if (argc == 5) {
+		go = atoi(argv[3]);
+		result = atoi(argv[4]);
+		removed_program();
+		dprintf(result, "done\n");
+		return 0;
+	}
 	return run_check(argc, argv, checks, sizeof checks / sizeof *checks);
 }

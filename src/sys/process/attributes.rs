@@ -109,6 +109,17 @@ pub fn getxattr(path: &Path, name: &CStr) -> Result<Vec<u8>, Errno> {
     Ok(value)
 }
 
+/// Whether a file has extended attributes that its user could see, the labels of security modules apart. listxattr(2).
+pub fn has_attributes(path: &Path) -> Result<bool, Errno> {
+    let path = CString::new(path.as_os_str().as_bytes()).map_err(|_| Errno::EINVAL)?;
+    let mut names = vec![0u8; 65536];
+    // SAFETY: the path is a terminated string; the kernel writes at most `names.len()` bytes to `names`.
+    let len = unsafe { libc::listxattr(path.as_ptr(), names.as_mut_ptr().cast(), names.len()) };
+    let len = Errno::result(len)? as usize;
+    let labels: [&[u8]; 4] = [b"", b"security.selinux", b"security.SMACK64", b"security.apparmor"];
+    Ok(names[..len].split(|byte| *byte == 0).any(|name| !labels.contains(&name)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -229,6 +229,9 @@ fn refuse_surroundings(task: &TaskFacts, alive: &Alive, namespaces: &Namespaces)
         let remedy = format!("run ptyagent inside its container (nsenter -t {pid} -m -p ptyagent dump ...)");
         return refuse(pid, comm, kind, remedy);
     }
+    if alive.exe.as_bytes().starts_with(b"/memfd:") {
+        return refuse(pid, comm, "its program is a memory file (memfd)", "end that program, then dump again");
+    }
     let identity = |path: &Path| std::fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino())).ok();
     // A process that has just ended has neither directory; the look at the frozen tree decides about it.
     let ours = identity(Path::new("/"));
@@ -258,7 +261,25 @@ fn refuse_mapping(task: &TaskFacts, mapping: &Mapping) -> Result<()> {
         Some((kind, remedy)) => {
             refuse(task.pid, task.comm(), format!("its mapping at {} is {kind}", mapping.start), remedy)
         }
-        None => Ok(()),
+        None => refuse_removed(task, mapping),
+    }
+}
+
+/// A removed file is kept if it can be read, and has no other name.
+fn refuse_removed(task: &TaskFacts, mapping: &Mapping) -> Result<()> {
+    if !mapping.deleted || !mapping.name.as_bytes().starts_with(b"/") || mapping.name == "/dev/zero" {
+        return Ok(());
+    }
+    let refuse = |remedy: &str| {
+        let kind =
+            format!("its mapping at {} is the removed file {}", mapping.start, Path::new(&mapping.name).display());
+        refuse(task.pid, task.comm(), kind, remedy)
+    };
+    match std::fs::metadata(mapping.link(task.pid)) {
+        Ok(file) if file.nlink() == 0 => Ok(()),
+        Ok(_) => refuse("restart that program (its file was replaced and has another name now), then dump again"),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(_) => refuse("run as root (reading it needs CAP_CHECKPOINT_RESTORE), or restart that program"),
     }
 }
 
@@ -280,10 +301,7 @@ pub(super) fn mapping_kind(mapping: &Mapping) -> Option<(String, &'static str)> 
         _ if mapping.protection_key.is_some() => "protected by a memory protection key (pkeys)".to_owned(),
         b"/dev/zero" if mapping.sharing == Sharing::Private || mapping.deleted => return None,
         _ if name.starts_with(b"/memfd:") && mapping.deleted => format!("a memory file ({display})"),
-        _ if name.starts_with(b"/") && mapping.deleted => {
-            let remedy = "restart that program (its file was removed or replaced), then dump again";
-            return Some((format!("the removed file {display}"), remedy));
-        }
+        _ if name.starts_with(b"/[aio]") => "the ring of asynchronous I/O (io_setup)".to_owned(),
         _ if is_device(mapping) || (!special && (flag(b"io") || flag(b"pf"))) => format!("a device ({display})"),
         _ if mapping.inode != 0 && !name.starts_with(b"/") && !name.starts_with(b"[") => {
             format!("an object ({display})")

@@ -175,7 +175,7 @@ fn mappings_are_told_apart() {
         ("/SYSV00000000 (deleted)", "rd", "System V"),
         ("/anon_hugepage (deleted)", "rd ht", "huge"),
         ("anon_inode:[io_uring]", "rd", "io_uring"),
-        ("/lib/a.so (deleted)", "rd", "removed file /lib/a.so"),
+        ("/[aio] (deleted)", "rd", "asynchronous"),
         ("/memfd:a (deleted)", "rd", "memory file"),
         ("/sys/devices/x", "rd io", "a device"),
         ("/dev/null", "rd", "a device"),
