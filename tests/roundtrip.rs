@@ -42,6 +42,10 @@ fn without_what_must_differ(mut images: Images) -> Images {
         // A restored process is younger; the clock tick of its start cannot be chosen.
         task.start_time = None;
     }
+    for restart in own.threads.iter_mut().filter_map(|thread| thread.restart.as_mut()) {
+        // Time goes by: what is left of a sleep.
+        restart.remaining_ns = restart.remaining_ns.map(|left| left.div_ceil(100_000_000_000));
+    }
     for task in images.cores.values_mut().filter_map(|core| core.tc.as_mut()) {
         // "Forked, but has not called exec" and "used privileges": a restored process came to be by fork, and it has.
         task.flags &= !(PF_FORKNOEXEC | PF_SUPERPRIV);
