@@ -381,7 +381,7 @@ fn left(pidfd: &OwnedFd, descriptors: &[Descriptor], transfer: &Transfer) -> u64
     const ICANON: u32 = 2;
     let Some(descriptor) = descriptors.iter().find(|descriptor| descriptor.fd.0 == transfer.fd) else { return 0 };
     let blocking = descriptor.info.flags & libc::O_NONBLOCK as u32 == 0;
-    let terminal = matches!(descriptor.kind, FileKind::TtyMaster { .. } | FileKind::TtySlave { .. } | FileKind::DevTty);
+    let terminal = descriptor.kind.is_tty();
     let pipe = matches!(descriptor.kind, FileKind::Pipe { .. } | FileKind::Fifo);
     match transfer.nr {
         libc::SYS_write if blocking && (terminal || pipe) => transfer.wanted - transfer.done,

@@ -66,7 +66,7 @@ pub fn dump(request: &Request) -> Result<Report> {
     let mut frozen_at = start;
     let mut session = capture::take(request.root, SurveyMode::Dump, request.allowed, || frozen_at = Instant::now())?;
     tracing::debug!(frozen_us = micros(frozen_at), "captured");
-    drain::refuse_disciplines(&session.images)?;
+    drain::refuse_states(&session.images)?;
     let pending = read_pages(&mut writer, &mut session, &mut stash)?;
     tracing::debug!(frozen_us = micros(frozen_at), "pages read");
     read_shared(&mut writer, &mut session)?;

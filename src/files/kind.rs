@@ -102,9 +102,8 @@ impl FileKind {
             TtyMaster { .. } | TtySlave { .. } | HungUpSlave { .. } | DevTty | Pipe { .. } | Fifo => None,
             PathOnly(PathTarget::Regular | PathTarget::Directory | PathTarget::Terminal) => None,
             Epoll | Eventfd | Signalfd | Timerfd | Pidfd | Removed => None,
-            Console | Vt { .. } | Serial(_) | LegacyPty(_) => {
-                Some("run the session on a pseudoterminal (ssh, tmux, script), then dump it")
-            }
+            Console | Vt { .. } | Serial(_) => None,
+            LegacyPty(_) => Some("run the session on a pseudoterminal (ssh, tmux, script), then dump it"),
             DeletedFile => Some("let the program close the removed file, then dump again"),
             DeletedDirectory => Some("make the program leave the removed directory, then dump again"),
             Hidden => Some("put the file back under its name or let the program close it, then dump again"),

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::error::Result;
 use crate::image::{Images, pb};
-use crate::tty::record::HUNG_UP;
+use crate::tty::record::is_hung_up;
 
 use super::sockets::is_socket;
 use super::{Step, inconsistent};
@@ -57,7 +57,7 @@ pub(super) fn open_steps(images: &Images, steps: &mut Vec<Step>) {
     let pipes: BTreeSet<u32> =
         images.files.iter().filter_map(|file| file.pipe.as_ref()).map(|pipe| pipe.pipe_id).collect();
     steps.extend(pipes.into_iter().map(|pipe| Step::OpenPipe { pipe }));
-    let early = |file: &&pb::FileEntry| file.tty.as_ref().is_some_and(|tty| tty.tty_info_id / 2 >= HUNG_UP);
+    let early = |file: &&pb::FileEntry| file.tty.as_ref().is_some_and(|tty| is_hung_up(tty.tty_info_id / 2));
     // A pidfd is opened in the task, when the process is there.
     // Sockets have steps of their own.
     let elsewhere = |file: &&pb::FileEntry| is_dev_tty(images, file) || file.pidfd.is_some() || is_socket(file);

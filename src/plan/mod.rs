@@ -20,7 +20,7 @@ use crate::image::{Images, pb};
 use crate::mem::pages::PAGE;
 use crate::mem::{inherit, shared};
 use crate::task::record::{DEAD, STOPPED};
-use crate::tty::record::HUNG_UP;
+use crate::tty::record::is_hung_up;
 
 pub use descriptors::Slots;
 use sockets::SocketStep;
@@ -142,7 +142,7 @@ pub enum Step {
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Step::OpenTerminal { index } => write!(f, "open pseudoterminal {index}"),
+            Step::OpenTerminal { index } => write!(f, "open terminal {index}"),
             Step::MakeShared { id } => write!(f, "make shared memory {id}"),
             Step::OpenPipe { pipe } => write!(f, "open pipe {pipe}"),
             Step::OpenFile { id } => write!(f, "open file {id}"),
@@ -171,8 +171,8 @@ impl fmt::Display for Step {
             Step::FillEpoll { pid } => write!(f, "fill the epoll instances of process {pid}"),
             Step::TakeLocks { pid } => write!(f, "take the file locks of process {pid}"),
             Step::HandOver => write!(f, "set the owners of files and let go of them"),
-            Step::FillQueues { index } => write!(f, "put back what is unread in pseudoterminal {index}"),
-            Step::ArmTerminal { index } => write!(f, "lock pseudoterminal {index} as it was"),
+            Step::FillQueues { index } => write!(f, "put back what is unread in terminal {index}"),
+            Step::ArmTerminal { index } => write!(f, "lock terminal {index} as it was"),
             Step::QueueSignals { pid } => write!(f, "queue the pending signals of process {pid}"),
             Step::Release { pid } => write!(f, "let process {pid} go on"),
         }
@@ -204,7 +204,7 @@ pub fn plan(images: &Images, dir: &Path) -> Result<Plan> {
     let outside = outside(images, dir)?;
     let mut steps = Vec::new();
     // Those that are hung up first: their index is free again for others.
-    for index in indexes(images).into_iter().filter(|index| *index >= HUNG_UP) {
+    for index in indexes(images).into_iter().filter(|index| is_hung_up(*index)) {
         steps.push(Step::OpenTerminal { index });
         descriptors::open_slaves(images, index, &mut steps);
         steps.push(Step::HangUp { index });
@@ -268,13 +268,13 @@ fn let_go(tasks: &Tasks, steps: &mut Vec<Step>) {
     steps.extend(others().map(|task| Step::Release { pid: task.pid }));
 }
 
-/// What all pseudoterminals are known as, ascending.
+/// What all terminals are known as, ascending.
 fn indexes(images: &Images) -> BTreeSet<u32> {
-    images.tty_info.iter().filter(|tty| tty.pty.is_some()).map(|tty| tty.id / 2).collect()
+    images.tty_info.iter().map(|tty| tty.id / 2).collect()
 }
 
 fn living(images: &Images) -> impl Iterator<Item = u32> {
-    indexes(images).into_iter().filter(|index| *index < HUNG_UP)
+    indexes(images).into_iter().filter(|index| !is_hung_up(*index))
 }
 
 /// The objects of shared anonymous memory; all stored pages have to lie inside.

@@ -388,7 +388,8 @@ impl Execution<'_> {
         use std::os::fd::AsRawFd;
         let pair = self.pairs.get(index)?;
         let Some(slave) = &pair.slave else { return Ok(()) };
-        crate::tty::drain::fill(self.images, PtyIndex(index), slave.as_raw_fd(), pair.master.as_raw_fd())
+        let master = pair.master.as_ref().map_or(-1, AsRawFd::as_raw_fd);
+        crate::tty::drain::fill(self.images, PtyIndex(index), slave.as_raw_fd(), master)
     }
 
     /// A program that closes its last descriptor of a file must not find it held open by us.

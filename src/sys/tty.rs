@@ -38,8 +38,21 @@ pub const TIOCGPKT: u64 = 0x8004_5438;
 pub const TIOCGPTLCK: u64 = 0x8004_5439;
 pub const TIOCGEXCL: u64 = 0x8004_5440;
 pub const TIOCGPTPEER: u64 = 0x5441;
+pub const TIOCMGET: u64 = 0x5415;
+pub const TIOCMSET: u64 = 0x5418;
 pub const TIOCGLCKTRMIOS: u64 = 0x5456;
 pub const TIOCSLCKTRMIOS: u64 = 0x5457;
+
+// ioctl_console(2): include/uapi/linux/{kd,vt}.h.
+pub const KDSETMODE: u64 = 0x4b3a;
+pub const KDGETMODE: u64 = 0x4b3b;
+pub const KDGKBMODE: u64 = 0x4b44;
+pub const KDSKBMODE: u64 = 0x4b45;
+pub const KDGKBMETA: u64 = 0x4b62;
+pub const KDSKBMETA: u64 = 0x4b63;
+pub const KDGKBLED: u64 = 0x4b64;
+pub const KDSKBLED: u64 = 0x4b65;
+pub const VT_GETMODE: u64 = 0x5601;
 
 /// [`xonc`]: stop the output of this side.
 pub const TCOOFF: i32 = 0;
@@ -263,6 +276,21 @@ pub fn give_up_controlling(fd: BorrowedFd<'_>) -> Result<()> {
 /// dev.tty.legacy_tiocsti is 0 (Linux 6.2) and CAP_SYS_ADMIN is missing.
 pub fn simulate_input(fd: BorrowedFd<'_>, byte: u8) -> Result<()> {
     store(fd, TIOCSTI, &byte)
+}
+
+/// The TIOCM_ bits of a serial line.
+pub fn get_modem(fd: BorrowedFd<'_>) -> Result<u32> {
+    fetch(fd, TIOCMGET, 0u32)
+}
+
+/// Sets those of the TIOCM_ bits that are outputs.
+pub fn set_modem(fd: BorrowedFd<'_>, bits: u32) -> Result<()> {
+    store(fd, TIOCMSET, &bits)
+}
+
+/// One of the KDS requests, whose argument is a number. EPERM: needs the console as controlling terminal, or CAP_SYS_TTY_CONFIG.
+pub fn set_console(fd: BorrowedFd<'_>, request: u64, value: i32) -> Result<()> {
+    with_number(fd, request, value).map(drop)
 }
 
 #[cfg(test)]

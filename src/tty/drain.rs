@@ -15,8 +15,9 @@ use crate::inject::batch::{Ask, Batch};
 use crate::parasite_side::queue as side;
 use crate::wire;
 
+use super::device;
 use super::queue::{End, Flow, Line, Queues};
-use super::record::{info_id, real_index};
+use super::record::{info_id, path_of};
 use super::state::Peer;
 
 /// A terminal that is to be drained, and by whom.
@@ -76,10 +77,21 @@ fn job(images: &Images, index: PtyIndex) -> Option<Job> {
     readers.next().map(|(pid, slave)| Job { index, pid: Pid(pid as i32), slave, master: -1 })
 }
 
-/// Refuses a terminal whose line discipline is not the usual one: its state and queues are its own.
-pub fn refuse_disciplines(images: &Images) -> Result<()> {
+/// What cannot be carried of a terminal, and what to do about it. A line discipline that is not the usual one has state and queues of its own.
+fn refusal(tty: &pb::PtyagentTty) -> Option<(String, &'static str)> {
+    let index = tty.tty_info_id.unwrap_or(0) / 2;
+    if let Some(discipline) = tty.line_discipline.filter(|discipline| *discipline != 0) {
+        let kind = format!("line discipline {discipline} on {}", path_of(index));
+        return Some((kind, "set it back to N_TTY (ldattach -d, or end the program that uses it), then dump again"));
+    }
+    let reason = device::device_of(index).and_then(|_| device::refusal(tty))?;
+    Some((format!("terminal {}: {reason}", path_of(index)), "end the program that uses it, then dump again"))
+}
+
+/// Refuses a terminal whose state cannot be carried.
+pub fn refuse_states(images: &Images) -> Result<()> {
     for tty in images.own.iter().flat_map(|own| &own.ttys) {
-        let Some(discipline) = tty.line_discipline.filter(|discipline| *discipline != 0) else { continue };
+        let Some((kind, remedy)) = refusal(tty) else { continue };
         let id = tty.tty_info_id.unwrap_or(0);
         let has = |entry: &&pb::FdinfoEntry| {
             images
@@ -93,8 +105,8 @@ pub fn refuse_disciplines(images: &Images) -> Result<()> {
             pid: Pid(pid as i32),
             comm: comm(images, pid),
             fd: Some(fd as i32),
-            kind: format!("line discipline {discipline} on /dev/pts/{}", real_index(id / 2)),
-            remedy: "set it back to N_TTY (ldattach -d, or end the program that uses it), then dump again".into(),
+            kind,
+            remedy: remedy.into(),
         }));
     }
     Ok(())
@@ -107,7 +119,12 @@ pub fn losses(images: &Images) -> Vec<String> {
         let index = tty.tty_info_id.unwrap_or(0) / 2;
         format!("input typed ahead for /dev/pts/{index}, which nobody has opened yet, is not carried if there is any")
     };
-    fresh.map(loss).collect()
+    let lines = images.own.iter().flat_map(|own| &own.ttys).filter(|tty| tty.modem_bits.is_some());
+    let stop = |tty: &pb::PtyagentTty| {
+        let path = path_of(tty.tty_info_id.unwrap_or(0) / 2);
+        format!("whether a ^S has stopped the output of {path} cannot be seen; it will run")
+    };
+    fresh.map(loss).chain(lines.map(stop)).collect()
 }
 
 /// Signals of O_ASYNC are off while the queues are worked on: each process switches its own descriptions off, and its parasite switches
@@ -196,7 +213,7 @@ fn drain_in(
             Ok(_) => record(process, drained, images)?,
             Err(Errno::EPERM) => refuse_unless_empty(process, &drained.job, images)?,
             Err(errno) => {
-                let subject = Subject::Path(format!("/dev/pts/{}", drained.job.index).into());
+                let subject = Subject::Path(path_of(drained.job.index.0).into());
                 return Err(Error::sys("reading the queues", subject, errno));
             }
         }
@@ -221,7 +238,7 @@ fn refuse_unless_empty(process: &mut Captured, job: &Job, images: &Images) -> Re
         pid: job.pid,
         comm: comm(images, job.pid.0 as u32),
         fd: Some(job.slave),
-        kind: format!("unread input of /dev/pts/{} that could not be put back without TIOCSTI", job.index),
+        kind: format!("unread input of {} that could not be put back without TIOCSTI", path_of(job.index.0)),
         remedy: "dump as root, or set dev.tty.legacy_tiocsti to 1".into(),
     }))
 }
@@ -353,7 +370,7 @@ pub fn recorded(images: &Images, index: PtyIndex) -> Option<Queues> {
     })
 }
 
-/// Fills a restored terminal, of which this process holds both peers.
+/// Fills a restored terminal, of which this process holds the slave, and the master unless it is -1.
 pub fn fill(images: &Images, index: PtyIndex, slave: i32, master: i32) -> Result<()> {
     let Some(queues) = recorded(images, index) else { return Ok(()) };
     let mut hold = queues.to_hold(slave, master)?;
@@ -361,7 +378,7 @@ pub fn fill(images: &Images, index: PtyIndex, slave: i32, master: i32) -> Result
         0 => Ok(()),
         raw => {
             let errno = Errno::from_raw(-raw as i32);
-            Err(Error::sys("putting back what was unread", Subject::Path(format!("/dev/pts/{index}").into()), errno))
+            Err(Error::sys("putting back what was unread", Subject::Path(path_of(index.0).into()), errno))
         }
     }
 }

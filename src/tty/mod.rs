@@ -1,5 +1,6 @@
 //! Terminals: which device a descriptor is, and the three levels (terminal, open file description, descriptor).
 
+pub mod device;
 pub mod drain;
 pub mod index;
 pub mod queue;

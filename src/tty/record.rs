@@ -4,6 +4,8 @@
 //! session that it controls, since the kernel answers TIOCGSID and TIOCGPGRP on a slave to that session only. A leader without a
 //! descriptor on its terminal opens /dev/tty for the question.
 //!
+//! A terminal that is no pseudoterminal is known by its device number instead, see `device`.
+//!
 //! Refused: a pty of another devpts instance than ours.
 
 use std::collections::BTreeMap;
@@ -11,7 +13,7 @@ use std::os::unix::fs::MetadataExt;
 
 use crate::error::{Context, Error, Refusal, Result, Subject};
 use crate::files::dump::{FileIds, Table, fetch};
-use crate::files::kind::FileKind;
+use crate::files::kind::{Descriptor, FileKind};
 use crate::files::ofd::{OfdId, OfdTable};
 use crate::ids::{Pid, PtyIndex, RemoteFd, Sid};
 use crate::image::{Images, pb};
@@ -19,6 +21,7 @@ use crate::inject::batch::{Answers, Arg, Batch, CallId};
 use crate::procfs::{Device, Stat};
 use crate::sys::tty;
 
+use super::device;
 use super::state::{self, Peer};
 
 /// CRIU's id of a peer's record.
@@ -35,12 +38,28 @@ pub fn real_index(known_as: u32) -> u32 {
     known_as & (HUNG_UP - 1)
 }
 
+/// Whether it is the slave of a master that was closed.
+pub fn is_hung_up(known_as: u32) -> bool {
+    (HUNG_UP..device::DEVICE).contains(&known_as)
+}
+
+/// Where it is opened.
+pub fn path_of(known_as: u32) -> String {
+    match device::device_of(known_as) {
+        Some(device) => device::node(device).to_string_lossy().into_owned(),
+        None => format!("/dev/pts/{}", real_index(known_as)),
+    }
+}
+
 /// Major numbers of pty slaves: 136 to 143, 256 indexes each... the minor has 20 bits since, so that one major is enough.
 const SLAVE_MAJORS: std::ops::RangeInclusive<u32> = 136..=143;
 
-/// The index of a slave's device number.
+/// What the terminal with a device number is known as: a slave by its index.
 pub fn index_of(device: Device) -> Option<PtyIndex> {
-    SLAVE_MAJORS.contains(&device.major).then(|| PtyIndex((device.major - 136) * 256 + device.minor))
+    match SLAVE_MAJORS.contains(&device.major) {
+        true => Some(PtyIndex((device.major - 136) * 256 + device.minor)),
+        false => device::known_as(device),
+    }
 }
 
 /// What the tree has of one terminal.
@@ -75,10 +94,15 @@ impl Terminals {
                     FileKind::TtyMaster { index: None } => (master_index(table, descriptor.fd)?, Peer::Master),
                     FileKind::TtySlave { index } => (index, Peer::Slave),
                     FileKind::HungUpSlave { index } => (PtyIndex(HUNG_UP + index.0), Peer::Slave),
+                    FileKind::Console => (device_index(table, descriptor, Device { major: 5, minor: 1 })?, Peer::Slave),
+                    FileKind::Vt { number } => {
+                        (device_index(table, descriptor, Device { major: 4, minor: number })?, Peer::Slave)
+                    }
+                    FileKind::Serial(device) => (device_index(table, descriptor, device)?, Peer::Slave),
                     _ => (slave_index(table, descriptor.fd)?, Peer::Slave),
                 };
-                let own_instance = matches!(descriptor.kind, FileKind::DevTty | FileKind::TtyMaster { .. });
-                if !own_instance && ours.is_some_and(|ours| ours != descriptor.stat.device) {
+                let of_instance = matches!(descriptor.kind, FileKind::TtySlave { .. } | FileKind::HungUpSlave { .. });
+                if of_instance && ours.is_some_and(|ours| ours != descriptor.stat.device) {
                     return Err(other_instance(table, descriptor.fd, index));
                 }
                 let presence = terminals.present.entry(index).or_default();
@@ -110,19 +134,19 @@ impl Terminals {
         let mut asked = Vec::new();
         for (index, presence) in &self.present {
             if let Some((_, fd)) = presence.master.filter(|(holder, _)| *holder == pid) {
-                asked.push(Asked::new(*index, Peer::Master, None, state::ask(batch, fd.0.into())));
+                asked.push(Asked::new(batch, *index, Peer::Master, fd.0.into()));
             }
             match presence.slave_asker() {
                 Some((asker, Some(fd))) if asker == pid => {
-                    asked.push(Asked::new(*index, Peer::Slave, None, state::ask(batch, fd.0.into())));
+                    asked.push(Asked::new(batch, *index, Peer::Slave, fd.0.into()));
                 }
                 Some((asker, None)) if asker == pid => {
                     let path = batch.input(b"/dev/tty\0");
                     let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_NONBLOCK | libc::O_CLOEXEC;
                     let opened = batch.call(libc::SYS_openat, [libc::AT_FDCWD.into(), path.into(), flags.into()]);
-                    let asked_state = state::ask(batch, Arg::from(opened));
+                    let one = Asked::new(batch, *index, Peer::Slave, Arg::from(opened));
                     batch.call(libc::SYS_close, [opened.into()]);
-                    asked.push(Asked::new(*index, Peer::Slave, Some(opened), asked_state));
+                    asked.push(Asked { opened: Some(opened), ..one });
                 }
                 _ => {}
             }
@@ -169,7 +193,21 @@ fn slave_index(table: &Table<'_>, fd: RemoteFd) -> Result<PtyIndex> {
             pid: table.pid,
             comm: table.comm.to_owned(),
             fd: Some(fd.0),
-            kind: "a terminal that is no pseudoterminal, or one that is hung up and was opened as /dev/tty".into(),
+            kind: "a terminal that is hung up and was opened as /dev/tty".into(),
+            remedy: "end the program that holds it, then dump again".into(),
+        })
+    })
+}
+
+/// Refuses what a program has open under a number that leads to another terminal each time, or to none that is known.
+fn device_index(table: &Table<'_>, descriptor: &Descriptor, device: Device) -> Result<PtyIndex> {
+    let known = Some(device).filter(|device| *device != Device { major: 4, minor: 0 }).and_then(device::known_as);
+    known.ok_or_else(|| {
+        Error::Refused(Refusal {
+            pid: table.pid,
+            comm: table.comm.to_owned(),
+            fd: Some(descriptor.fd.0),
+            kind: format!("{}, which is no terminal of a session", descriptor.kind),
             remedy: "end the program that holds it, then dump again".into(),
         })
     })
@@ -192,11 +230,14 @@ pub struct Asked {
     peer: Peer,
     opened: Option<CallId>,
     state: state::Asked,
+    device: Option<device::Asked>,
 }
 
 impl Asked {
-    fn new(index: PtyIndex, peer: Peer, opened: Option<CallId>, state: state::Asked) -> Asked {
-        Asked { index, peer, opened, state }
+    fn new(batch: &mut Batch, index: PtyIndex, peer: Peer, fd: Arg) -> Asked {
+        let state = state::ask(batch, fd);
+        let device = device::device_of(index.0).map(|_| device::ask(batch, fd));
+        Asked { index, peer, opened: None, state, device }
     }
 
     /// Adds what the task answered.
@@ -204,7 +245,11 @@ impl Asked {
         if let Some(opened) = self.opened {
             answers.result(opened).during("opening /dev/tty in the session leader", Subject::None)?;
         }
-        records.insert((self.index, self.peer), self.state.answers(answers, self.peer)?);
+        let mut record = self.state.answers(answers, self.peer)?;
+        if let Some(device) = &self.device {
+            device.answers(answers, &mut record);
+        }
+        records.insert((self.index, self.peer), record);
         Ok(())
     }
 }
@@ -220,7 +265,7 @@ pub fn record(images: &mut Images, ids: &mut FileIds, terminals: &Terminals, rec
         let master = records.remove(&(*index, Peer::Master));
         let hung_up = slave.as_ref().is_some_and(|slave| slave.hung_up == Some(true));
         // A living slave whose master nobody in the tree holds has it outside: a terminal emulator, sshd, a multiplexer.
-        let external = master.is_none() && !hung_up;
+        let external = master.is_none() && !hung_up && device::device_of(index.0).is_none();
         let fresh = presence.slaves.is_empty() && presence.leader.is_none() && !presence.other_closed;
         let master = master.map(|master| pb::PtyagentTty { slave_never_opened: fresh.then_some(true), ..master });
         let master = master.or_else(|| {
@@ -255,7 +300,7 @@ fn add(images: &mut Images, index: PtyIndex, peer: Peer, mut record: pb::Ptyagen
     let id = info_id(index, peer);
     record.tty_info_id = Some(id);
     let real = real_index(index.0);
-    let path = format!("/dev/pts/{real}");
+    let path = path_of(index.0);
     if record.hung_up != Some(true) {
         if let Ok(node) = std::fs::metadata(&path) {
             record.rdev = Some(node.rdev());
@@ -265,6 +310,9 @@ fn add(images: &mut Images, index: PtyIndex, peer: Peer, mut record: pb::Ptyagen
         }
     }
     record.path = Some(if peer == Peer::Master { b"/dev/ptmx".to_vec() } else { path.into_bytes() });
-    images.tty_info.push(state::to_info(&record, id, real));
+    let device = device::device_of(index.0);
+    let pty = device.is_none().then_some(pb::TtyPtyEntry { index: real });
+    let kind = device.map_or(pb::TtyType::Pty, device::kind);
+    images.tty_info.push(pb::TtyInfoEntry { r#type: kind as i32, pty, ..state::to_info(&record, id, real) });
     images.own.get_or_insert_default().ttys.push(record);
 }

@@ -16,8 +16,9 @@ use crate::ids::PtyIndex;
 use crate::image::{Images, pb};
 use crate::sys::tty;
 
+use super::device;
 use super::index::{self, Fallback};
-use super::record::{info_id, real_index};
+use super::record::{info_id, path_of, real_index};
 use super::state::{self, Peer};
 
 /// Which index a restored pseudoterminal gets.
@@ -30,10 +31,11 @@ pub enum IndexPolicy {
     Any,
 }
 
-/// Both peers of a pseudoterminal in the hands of the restore.
+/// A terminal in the hands of the restore, of a pseudoterminal both peers.
 #[derive(Debug)]
 pub struct Pair {
-    pub master: OwnedFd,
+    /// None where it is no pseudoterminal.
+    pub master: Option<OwnedFd>,
     /// Our own description of the slave, for settings; none where nobody has ever opened it.
     pub slave: Option<OwnedFd>,
     /// The index that it has now.
@@ -42,12 +44,17 @@ pub struct Pair {
 
 impl Pair {
     /// What settings go through: those of the slave can be reached through the master.
-    fn settings(&self) -> BorrowedFd<'_> {
-        self.slave.as_ref().unwrap_or(&self.master).as_fd()
+    fn settings(&self) -> Result<BorrowedFd<'_>> {
+        self.slave.as_ref().map_or_else(|| self.master(), |slave| Ok(slave.as_fd()))
+    }
+
+    fn master(&self) -> Result<BorrowedFd<'_>> {
+        let master = self.master.as_ref().map(AsFd::as_fd);
+        master.ok_or_else(|| Error::failed("the images name the master of a terminal that has none"))
     }
 }
 
-/// All pseudoterminals, by their recorded index.
+/// All terminals, by what they were known as.
 #[derive(Debug, Default)]
 pub struct Pairs {
     pairs: BTreeMap<u32, Pair>,
@@ -58,7 +65,7 @@ pub struct Pairs {
 
 impl Pairs {
     pub fn get(&self, index: u32) -> Result<&Pair> {
-        self.pairs.get(&index).ok_or_else(|| Error::failed(format!("pseudoterminal {index} is not in the images")))
+        self.pairs.get(&index).ok_or_else(|| Error::failed(format!("terminal {index} is not in the images")))
     }
 
     /// Recorded index and present index of each that has another one now.
@@ -80,6 +87,12 @@ impl Pairs {
     /// Opens one and sets its state, all but what would get in the way of opening it again.
     pub fn open(&mut self, images: &Images, index: u32, policy: IndexPolicy) -> Result<()> {
         let record = images.own_tty(info_id(PtyIndex(index), Peer::Slave));
+        if let Some(device) = device::device_of(index) {
+            let record = record.ok_or_else(|| Error::failed(format!("terminal {index} has no state in the images")))?;
+            let fd = device::restore(device, record)?;
+            self.pairs.insert(index, Pair { master: None, slave: Some(fd), index: PtyIndex(index) });
+            return Ok(());
+        }
         let master_record = images.own_tty(info_id(PtyIndex(index), Peer::Master));
         let master = self.master(images, real_index(index), policy)?;
         let now = tty::get_index(master.as_fd()).during("asking for the index", Subject::None)?;
@@ -90,13 +103,13 @@ impl Pairs {
             let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
             Some(tty::open_peer(master.as_fd(), flags).during("opening the slave", Subject::None)?)
         };
-        let pair = Pair { master, slave, index: PtyIndex(now) };
+        let pair = Pair { master: Some(master), slave, index: PtyIndex(now) };
         if now != real_index(index) {
             self.moved.push((real_index(index), now));
         }
         let living = [record, master_record].into_iter().flatten().find(|record| record.termios.is_some());
         if let Some(record) = living {
-            state::restore(pair.settings(), record)?;
+            state::restore(pair.settings()?, record)?;
             state::restore_node(&format!("/dev/pts/{now}"), record)?;
         }
         self.pairs.insert(index, pair);
@@ -117,11 +130,14 @@ impl Pairs {
         let pair = self.get(file.tty_info_id / 2)?;
         let flags = file.flags as i32;
         if file.tty_info_id % 2 == 1 {
-            let copy = pair.master.try_clone().during("copying a descriptor", Subject::None)?;
+            let copy = pair.master()?.try_clone_to_owned().during("copying a descriptor", Subject::None)?;
             let flags = OFlag::from_bits_retain(flags & !libc::O_ASYNC);
             nix::fcntl::fcntl(&copy, nix::fcntl::FcntlArg::F_SETFL(flags))
                 .during("setting the flags of a master", Subject::None)?;
             return Ok(copy);
+        }
+        if device::device_of(file.tty_info_id / 2).is_some() {
+            return device::describe(Path::new(&path_of(file.tty_info_id / 2)), flags);
         }
         // Opened by its path where that leads to it, so that the descriptor shows the path as it did.
         let path = format!("/dev/pts/{}", pair.index);
@@ -129,14 +145,11 @@ impl Pairs {
         if flags & LARGEFILE == 0 {
             // It came from TIOCGPTPEER: open(2) sets this flag always.
             let again = flags & !libc::O_ASYNC | libc::O_NOCTTY;
-            return tty::open_peer_as(pair.master.as_fd(), again)
-                .during("opening the slave", Subject::Path(path.into()));
+            return tty::open_peer_as(pair.master()?, again).during("opening the slave", Subject::Path(path.into()));
         }
         match open(Path::new(&path), OFlag::from_bits_retain(again), Mode::empty()) {
             Ok(fd) => Ok(fd),
-            Err(_) => {
-                tty::open_peer(pair.master.as_fd(), again).during("opening the slave", Subject::Path(path.into()))
-            }
+            Err(_) => tty::open_peer(pair.master()?, again).during("opening the slave", Subject::Path(path.into())),
         }
     }
 
@@ -144,26 +157,26 @@ impl Pairs {
     pub fn arm(&self, images: &Images, index: u32) -> Result<()> {
         let pair = self.get(index)?;
         if let Some(record) = images.own_tty(info_id(PtyIndex(index), Peer::Slave)) {
-            state::arm_slave(pair.settings(), record)?;
+            state::arm_slave(pair.settings()?, record)?;
         } else if let Some(record) = images.own_tty(info_id(PtyIndex(index), Peer::Master)) {
             // The slave was closed: its locked settings are known through the master.
             let locked_only = pb::PtyagentTty { termios_locked: record.termios_locked.clone(), ..Default::default() };
-            state::arm_slave(pair.settings(), &locked_only)?;
+            state::arm_slave(pair.settings()?, &locked_only)?;
         }
         if let Some(record) = images.own_tty(info_id(PtyIndex(index), Peer::Master)) {
-            state::arm_master(pair.master.as_fd(), record)?;
+            state::arm_master(pair.master()?, record)?;
         }
         Ok(())
     }
 
     /// The slave of a terminal, as the service descriptor of a session.
     pub fn service(&self, tty_info_id: u32) -> Result<BorrowedFd<'_>> {
-        Ok(self.get(tty_info_id / 2)?.settings())
+        self.get(tty_info_id / 2)?.settings()
     }
 
     /// Takes a master out, for the relay.
     pub fn take_master(&mut self, index: u32) -> Option<OwnedFd> {
-        self.pairs.remove(&index).map(|pair| pair.master)
+        self.pairs.remove(&index).and_then(|pair| pair.master)
     }
 }
 

@@ -196,7 +196,10 @@ pub fn restore(slave: BorrowedFd<'_>, own: &pb::PtyagentTty) -> Result<()> {
             ws_xpixel: part(own.ws_xpixel),
             ws_ypixel: part(own.ws_ypixel),
         };
-        set("setting the window size", tty::set_winsize(slave, &winsize))?;
+        // Setting a console's size makes it anew.
+        if tty::get_winsize(slave) != Ok(winsize) {
+            set("setting the window size", tty::set_winsize(slave, &winsize))?;
+        }
     }
     if let Some(termios) = &own.termios {
         set("setting the terminal's modes", tty::set_termios(slave, &to_termios2(termios)))?;
