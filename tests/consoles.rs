@@ -142,7 +142,7 @@ fn a_serial_line_keeps_its_settings_and_modem_lines() {
         };
         let set = |stage: &mut Stage| {
             const BAUD: u32 = 0x100f;
-            stage.set_termios("root", FD, |flags, _| flags[2] = flags[2] & !BAUD | libc::B57600 as u32);
+            stage.set_termios("root", FD, |flags, _| flags[2] = flags[2] & !BAUD | libc::B57600);
             let dtr = (libc::TIOCM_DTR as u32).to_ne_bytes();
             stage.ioctl_in("root", FD, tty::TIOCMSET, &dtr);
         };
@@ -241,7 +241,6 @@ fn a_shell_on_a_serial_line_goes_on() {
             text.clone()
         };
         shell_goes_on(&path, &mut |keys| writer.write_all(keys).unwrap(), &mut read);
-        drop(read);
         other.flush().unwrap();
     });
 }

@@ -15,15 +15,10 @@ use crate::files::dump::Table;
 use crate::files::kind::Descriptor;
 use crate::files::ofd::{OfdId, OfdTable};
 use crate::ids::Pid;
+use crate::image::lock::{self, FLOCK, LEASE, OFD, POSIX};
 use crate::image::{Images, pb};
 use crate::inject::Infected;
 use crate::inject::batch::{Ask, Batch, CallId};
-
-/// The kernel's FL_ flags, as CRIU keeps them.
-const POSIX: u32 = 1;
-const FLOCK: u32 = 2;
-const LEASE: u32 = 32;
-const OFD: u32 = 1024;
 
 const F_OFD_SETLK: i32 = 37;
 const F_SETLEASE: i32 = 1024;
@@ -41,17 +36,6 @@ pub struct Lock<'a> {
     file: &'a str,
     start: i64,
     len: i64,
-}
-
-/// What a kind of lock is called.
-pub fn flag_name(flag: u32) -> Option<&'static str> {
-    match flag {
-        POSIX => Some("a POSIX lock"),
-        FLOCK => Some("a lock of flock(2)"),
-        LEASE => Some("a lease"),
-        OFD => Some("a lock of an open file description"),
-        _ => None,
-    }
 }
 
 impl<'a> Lock<'a> {
@@ -168,14 +152,6 @@ fn all() -> Result<String> {
     std::fs::read_to_string(path).map_err(|error| Error::io("reading", Subject::Path(path.into()), &error))
 }
 
-/// The tasks that have to set locks, ascending.
-pub fn holders(images: &Images) -> Vec<u32> {
-    let mut pids: Vec<u32> = images.locks.iter().map(|lock| lock.pid as u32).collect();
-    pids.sort_unstable();
-    pids.dedup();
-    pids
-}
-
 /// Sets the locks that a task is to set.
 pub fn take(tracee: &mut Infected, images: &Images, pid: u32) -> Result<()> {
     let mut batch = Batch::new();
@@ -217,7 +193,7 @@ fn cannot_take(images: &Images, lock: &pb::FileLockEntry, errno: Errno) -> Error
     let table = crate::plan::descriptors::table(images, lock.pid as u32);
     let id = table.iter().find(|entry| entry.fd == lock.fd as u32).map(|entry| entry.id);
     let path = id.and_then(|id| images.reg(id)).map_or_else(String::new, |reg| crate::image::text::escape(&reg.name));
-    let name = flag_name(lock.flag).unwrap_or("a lock");
+    let name = lock::name(lock.flag).unwrap_or("a lock");
     match errno {
         Errno::EAGAIN | Errno::EACCES => Error::failed(format!(
             "process {} had {name} on {path}, which somebody else uses now; end that program (lslocks and lsof show who it is), then restore again",

@@ -12,6 +12,7 @@ pub mod codec;
 pub mod digest;
 pub mod frame;
 pub mod kind;
+pub mod lock;
 pub mod own;
 pub mod pagemap;
 pub mod pb;

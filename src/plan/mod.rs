@@ -4,6 +4,7 @@
 //! so `--dry-run` prints it anywhere.
 
 pub mod descriptors;
+mod files;
 pub mod memory;
 pub mod sessions;
 pub mod sockets;
@@ -15,7 +16,6 @@ use std::path::Path;
 use serde::Serialize;
 
 use crate::error::{Error, Result};
-use crate::files::locks;
 use crate::image::{Images, pb};
 use crate::mem::pages::PAGE;
 use crate::mem::{inherit, shared};
@@ -199,8 +199,7 @@ pub(crate) fn inconsistent(dir: &Path, reason: impl Into<String>) -> Error {
 pub fn plan(images: &Images, dir: &Path) -> Result<Plan> {
     let tasks = Tasks::new(images, dir)?;
     let slots = descriptors::slots(images, dir)?;
-    validate_locks(images, &tasks, dir)?;
-    validate_removed(images, dir)?;
+    files::validate(images, &tasks, dir)?;
     let outside = outside(images, dir)?;
     let mut steps = Vec::new();
     // Those that are hung up first: their index is free again for others.
@@ -250,7 +249,7 @@ pub fn plan(images: &Images, dir: &Path) -> Result<Plan> {
     for task in tasks.in_order().filter(watches) {
         steps.push(Step::FillEpoll { pid: task.pid });
     }
-    steps.extend(locks::holders(images).into_iter().map(|pid| Step::TakeLocks { pid }));
+    files::lock_steps(images, &mut steps);
     steps.push(Step::HandOver);
     let_go(&tasks, &mut steps);
     Ok(Plan { root: tasks.root, steps, slots, outside })
@@ -331,32 +330,6 @@ fn validate_task(images: &Images, pid: u32, dir: &Path) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Checks that every file lock has a living task that has the file open.
-fn validate_locks(images: &Images, tasks: &Tasks, dir: &Path) -> Result<()> {
-    let is_open = |lock: &pb::FileLockEntry| {
-        let pid = lock.pid as u32;
-        let alive = tasks.get(pid).is_some_and(|task| task.state != DEAD);
-        alive && descriptors::table(images, pid).iter().any(|entry| entry.fd == lock.fd as u32)
-    };
-    match images.locks.iter().find(|lock| !is_open(lock) || locks::flag_name(lock.flag).is_none()) {
-        Some(lock) => Err(inconsistent(dir, format!("process {} has a lock that cannot be", lock.pid))),
-        None => Ok(()),
-    }
-}
-
-/// Checks that every removed file has its content.
-fn validate_removed(images: &Images, dir: &Path) -> Result<()> {
-    let is_there = |remap: &pb::RemapFilePathEntry| {
-        // CRIU's default is the first of the enumeration.
-        let ghost = remap.remap_type == Some(pb::RemapType::Ghost as i32);
-        ghost && images.ghosts.contains_key(&remap.remap_id) && images.reg(remap.orig_id).is_some()
-    };
-    match images.remaps.iter().find(|remap| !is_there(remap)) {
-        Some(remap) => Err(inconsistent(dir, format!("the removed file {} cannot be made again", remap.orig_id))),
-        None => Ok(()),
-    }
 }
 
 /// Checks that every thread of a process has a number of its own, and registers.
