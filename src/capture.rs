@@ -278,7 +278,8 @@ fn infect_and_ask(
         }
         let comm = outside.stat.comm_text();
         let state = recordable(&captured, captured.tracee.original(), &comm, mode)?;
-        record::record(images, ids, &outside, &state, signals, &identity, &thread.answers(&answers)?)?;
+        let told = thread.answers(&answers, &outside.thread, pid, &comm)?;
+        record::record(images, ids, &outside, &state, signals, &identity, &told)?;
         for (stopped, facts) in guests {
             let (stopped, state, told) = visit(&mut captured, stopped, &facts, &outside, &descriptors)?;
             captured.threads.push(stopped);
@@ -296,7 +297,7 @@ fn arrive(known: Known, terminals: &Terminals) -> Result<(Arrival, Entering)> {
     let mut batch = Batch::new();
     let signals = signals::ask(&mut batch);
     let identity = identity::ask(&mut batch);
-    let thread = thread::ask(&mut batch);
+    let thread = thread::ask(&mut batch, &outside.thread);
     let timers = timers::ask(&mut batch, &outside.timers);
     let ttys = terminals.ask(pid, &mut batch);
     let arrival = arrival(&pidfd, leader, &guests, &outside, &descriptors, batch)?;
@@ -312,12 +313,12 @@ fn visit(
     descriptors: &[Descriptor],
 ) -> Result<(Stopped, ThreadState, thread::Told)> {
     let pending = facts.pending(stopped.sigmask()?, &outside.process_pending);
-    let Captured { pidfd, tracee, .. } = captured;
+    let Captured { pid, pidfd, tracee, .. } = captured;
     let left = |transfer: &Transfer| left(pidfd, descriptors, transfer);
     let mut guest = tracee.visit(stopped, &Visit { pending, left: &left })?;
     let mut batch = Batch::new();
-    let asked = thread::ask(&mut batch);
-    let told = asked.answers(&guest.ask(batch)?)?;
+    let asked = thread::ask(&mut batch, facts);
+    let told = asked.answers(&guest.ask(batch)?, facts, *pid, &outside.stat.comm_text())?;
     let state = guest.original().clone();
     Ok((guest.leave()?, state, told))
 }
@@ -355,8 +356,8 @@ fn arrival(
     let pid = outside.stat.pid;
     let mem = crate::inject::open_mem(pid)?;
     for (thread, facts) in guests.iter().map(|(thread, facts)| (thread, facts)).chain([(&leader, &outside.thread)]) {
-        if let Some(config) = &facts.rseq {
-            rseq::abort_section(thread, &mem, pid, config)?;
+        if let Some(config) = facts.rseq.place() {
+            rseq::abort_section(thread, &mem, pid, &config)?;
         }
     }
     if !outside.filters.is_empty() {

@@ -1,5 +1,6 @@
 //! Pages with content of their own, and copying them into an image.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -10,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::error::{Context, Errno, Error, Result, Subject};
 use crate::ids::{Pid, RemoteAddr};
 use crate::image::digest::{self, Digest};
+use crate::procfs::maps;
 use crate::sys::process::{RemoteRange, process_vm_readv};
 
 pub const PAGE: u64 = 4096;
@@ -50,6 +52,8 @@ pub struct PageMap {
     /// Pages of the process's own, where the kernel lists them at once (PAGEMAP_SCAN); none where it has to be asked page by page.
     own: Option<Vec<PageRange>>,
     guards: Vec<PageRange>,
+    /// Mappings without any page, which are not asked: each of their pages would be an answer, and there can be terabytes of them.
+    empty: BTreeSet<(u64, u64)>,
     buffer: Vec<u8>,
 }
 
@@ -67,7 +71,13 @@ impl PageMap {
             Err(Errno::ENOTTY) => (None, Vec::new()),
             Err(errno) => return Err(Error::of_pid("reading the page map", pid, errno)),
         };
-        Ok(PageMap { pid, file, own, guards, buffer: Vec::new() })
+        let mut empty = BTreeSet::new();
+        if own.is_none() {
+            let mappings = maps::read_with_flags(pid)?;
+            let without = mappings.iter().filter(|mapping| mapping.populated == Some(false));
+            empty = without.map(|mapping| (mapping.start.0, mapping.end.0)).collect();
+        }
+        Ok(PageMap { pid, file, own, guards, empty, buffer: Vec::new() })
     }
 
     /// The guard regions (MADV_GUARD_INSTALL). A kernel that has them and does not tell (6.13 to 6.15) shows them as swapped pages, which
@@ -76,7 +86,7 @@ impl PageMap {
         &self.guards
     }
 
-    /// Appends the wanted pages of `start..end` to `out`, merging neighbours. Ranges are asked for in ascending order.
+    /// Appends the wanted pages of the mapping `start..end` to `out`, merging neighbours. Mappings are asked for in ascending order.
     pub fn find(&mut self, start: u64, end: u64, wanted: Wanted, out: &mut Vec<PageRange>) -> Result<()> {
         match (wanted, &self.own) {
             (Wanted::All, _) => push(out, start, (end - start) / PAGE),
@@ -87,6 +97,7 @@ impl PageMap {
                     push(out, from, (to - from) / PAGE);
                 }
             }
+            _ if self.empty.contains(&(start, end)) => {}
             _ => self.walk(start, end, wanted, out)?,
         }
         Ok(())

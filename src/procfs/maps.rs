@@ -50,6 +50,8 @@ pub struct Mapping {
     pub flags: Option<VmFlags>,
     /// pkeys(7): the protection key, where it is not the default one; from smaps only.
     pub protection_key: Option<u32>,
+    /// Whether any page of it is in memory or swapped out, the zero page left aside; from smaps only.
+    pub populated: Option<bool>,
 }
 
 impl Mapping {
@@ -64,8 +66,7 @@ impl Mapping {
 
     /// Whether everything but the flags is the same.
     pub fn is_same_range(&self, other: &Mapping) -> bool {
-        let Mapping { start, end, prot, sharing, offset, device, inode, name, deleted, flags: _, protection_key: _ } =
-            other;
+        let Mapping { start, end, prot, sharing, offset, device, inode, name, deleted, .. } = other;
         (&self.start, &self.end, &self.prot, &self.sharing) == (start, end, prot, sharing)
             && (&self.offset, &self.device, &self.inode) == (offset, device, inode)
             && (&self.name, &self.deleted) == (name, deleted)
@@ -121,6 +122,7 @@ impl Mapping {
             deleted,
             flags: None,
             protection_key: None,
+            populated: None,
         })
     }
 }
@@ -156,6 +158,11 @@ pub fn parse(text: &[u8]) -> Result<Vec<Mapping>> {
             last.flags = Some(VmFlags(words(flags).filter_map(|word| word.try_into().ok()).collect()));
         } else if let (Some(key), Some(last)) = (line.strip_prefix(b"ProtectionKey:"), mappings.last_mut()) {
             last.protection_key = number(key.trim_ascii(), 10).filter(|key| *key != 0);
+        } else if let (Some(size), Some(last)) =
+            (line.strip_prefix(b"Rss:").or(line.strip_prefix(b"Swap:")), mappings.last_mut())
+        {
+            let some = words(size).next().is_none_or(|size| size != b"0");
+            last.populated = Some(some || last.populated == Some(true));
         }
     }
     Ok(mappings)
@@ -179,9 +186,9 @@ mod tests {
 
     const TEXT: &[u8] =
         b"560443352000-560443354000 r--p 00000000 fe:00 247030                     /usr/bin/a b\\012c\\\n\
-        Size:                  8 kB\nVmFlags: rd mr mw me \n\
+        Size:                  8 kB\nRss:                   4 kB\nSwap:                  0 kB\nVmFlags: rd mr mw me \n\
         7f0000000000-7f0000001000 rw-s 00002000 00:01 1026                       /dev/zero (deleted)\n\
-        ProtectionKey:         3\nVmFlags: rd wr sh io\n\
+        Rss:                   0 kB\nSwap:                  0 kB\nProtectionKey:         3\nVmFlags: rd wr sh io\n\
         7f0000002000-7f0000003000 rwxp 00000000 00:00 0 \n\
         7ffcb2f45000-7ffcb2f47000 r-xp 00000000 00:00 0                          [vdso]\n";
 
@@ -200,6 +207,7 @@ mod tests {
         assert_eq!((maps[1].offset, maps[1].prot), (0x2000, libc::PROT_READ | libc::PROT_WRITE));
         assert!(maps[1].flags.as_ref().unwrap().has(b"io"));
         assert_eq!((maps[0].protection_key, maps[1].protection_key), (None, Some(3)));
+        assert_eq!([0, 1, 2].map(|n: usize| maps[n].populated), [Some(true), Some(false), None]);
         assert_eq!((maps[2].name.is_empty(), maps[2].has_file(), maps[2].prot), (true, false, 7));
         assert!(maps[3].is("[vdso]"));
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 
-use crate::error::{Error, Result};
+use crate::error::{Errno, Error, Result};
 use crate::ids::{Pid, Tid};
 use crate::image::Images;
 use crate::inject::batch::{Arg, Ask, Batch};
@@ -15,6 +15,7 @@ use crate::procfs::{self, Mapping};
 use crate::sys::process::stub::{OnParentDeath, StubPid, clone_with_pid};
 use crate::sys::process::{pidfd_open, pidfd_send_signal};
 use crate::sys::ptrace;
+use crate::task::rseq::{Area, UNREGISTER};
 use crate::trace::{Running, Stopped};
 use crate::wire;
 
@@ -22,7 +23,6 @@ use crate::wire;
 pub const OPTIONS: i32 = ptrace::OPTIONS | ptrace::OPTION_TRACECLONE | ptrace::OPTION_EXITKILL;
 const CLONE_PARENT: u64 = libc::CLONE_PARENT as u64;
 const CLONE_ARGS_SIZE: usize = 88;
-const RSEQ_UNREGISTER: u64 = 1;
 
 /// An empty task with the parasite in it.
 #[derive(Debug)]
@@ -97,21 +97,16 @@ impl Stubs {
     /// The stub was forked from this program, whose restartable sequence area is about to be unmapped; the kernel would write to it.
     fn forget_rseq(&mut self, pid: u32) -> Result<()> {
         let stub = self.get(pid)?;
-        let Ok(config) = ptrace::rseq_configuration(Tid::from(stub.pid)) else { return Ok(()) };
-        if config.pointer == 0 {
-            return Ok(());
-        }
+        let area = Area::of(stub.pid, Tid::from(stub.pid))?;
+        let Some(config) = area.place() else { return Ok(()) };
         let mut batch = Batch::new();
-        batch.must(
-            libc::SYS_rseq,
-            [
-                config.pointer.into(),
-                u64::from(config.size).into(),
-                RSEQ_UNREGISTER.into(),
-                u64::from(config.signature).into(),
-            ],
-        );
-        stub.tracee.ask(batch)?.all_done("leaving the restartable sequence area", crate::error::Subject::Pid(stub.pid))
+        let (size, signature) = (u64::from(config.size), u64::from(config.signature));
+        let left =
+            batch.call(libc::SYS_rseq, [config.pointer.into(), size.into(), UNREGISTER.into(), signature.into()]);
+        match (stub.tracee.ask(batch)?.result(left), area) {
+            (Ok(_), _) | (Err(Errno::EINVAL), Area::Guessed(_)) => Ok(()),
+            (Err(errno), _) => Err(Error::of_pid("leaving the restartable sequence area", stub.pid, errno)),
+        }
     }
 
     /// Everything was let go: nothing is killed any more.
@@ -182,10 +177,8 @@ fn infect(pid: Pid, pidfd: &OwnedFd, stopped: Stopped, mm: Option<&crate::image:
     })?;
     let overlaps = |mapping: &&Mapping| mapping.start.0 < base + wire::REGION_SIZE && base < mapping.end.0;
     let placement = if inherited.iter().any(overlaps) { Placement::Replace } else { Placement::Free };
-    if let Ok(config) = ptrace::rseq_configuration(Tid::from(pid)) {
-        if config.pointer != 0 {
-            rseq::abort_section(&stopped, &open_mem(pid)?, pid, &config)?;
-        }
+    if let Some(config) = Area::of(pid, Tid::from(pid))?.place() {
+        rseq::abort_section(&stopped, &open_mem(pid)?, pid, &config)?;
     }
     Infected::infect(
         stopped,

@@ -141,9 +141,15 @@ pub struct RseqConfiguration {
     pad: u32,
 }
 
+impl RseqConfiguration {
+    pub fn new(pointer: u64, size: u32, signature: u32) -> RseqConfiguration {
+        RseqConfiguration { pointer, size, signature, flags: 0, pad: 0 }
+    }
+}
+
 /// PTRACE_GET_RSEQ_CONFIGURATION (5.13); EIO before.
 pub fn rseq_configuration(tid: Tid) -> Result<RseqConfiguration, Errno> {
-    let mut config = RseqConfiguration { pointer: 0, size: 0, signature: 0, flags: 0, pad: 0 };
+    let mut config = RseqConfiguration::new(0, 0, 0);
     request(PTRACE_GET_RSEQ_CONFIGURATION, tid, size_of_val(&config), &raw mut config as usize)?;
     Ok(config)
 }

@@ -6,6 +6,7 @@ pub mod freeze;
 pub mod identity;
 pub mod record;
 pub mod regs;
+pub mod rseq;
 pub mod seccomp;
 pub mod signals;
 pub mod survey;

@@ -15,15 +15,16 @@ use crate::procfs::{self, Status};
 use crate::sys::process::attributes::{
     SchedAttr, get_robust_list, getpriority, ioprio_get, sched_getaffinity, sched_getattr,
 };
-use crate::sys::ptrace::{self, PendingQueue, RseqConfiguration};
+use crate::sys::ptrace::{PendingQueue, RseqConfiguration};
 use crate::trace::Stopped;
 
 use super::deadline::Waits;
-use super::{identity, regs, signals};
+use super::{identity, regs, rseq, signals};
 
 /// stack_t: address, flags (padded), size.
 const STACK: usize = 24;
 const SCHED_DEADLINE: u32 = 6;
+const IOPRIO_CLASS_SHIFT: u32 = 13;
 /// In a policy, and as a flag of struct sched_attr.
 const SCHED_RESET_ON_FORK: u32 = 0x4000_0000;
 const SCHED_FLAG_RESET_ON_FORK: u64 = 1;
@@ -35,11 +36,12 @@ pub struct ThreadFacts {
     pub comm: Vec<u8>,
     pub status: Status,
     pub pending: pb::SignalQueueEntry,
-    pub rseq: Option<RseqConfiguration>,
+    pub rseq: rseq::Area,
     pub robust_list: (u64, usize),
     pub sched: SchedAttr,
     /// -20 to 19, whatever the policy is.
     pub nice: i32,
+    /// As ioprio_get(2); 0 where no class is set.
     pub ioprio: u32,
     /// Bits of the processors that it may run on.
     pub affinity: Vec<u8>,
@@ -60,11 +62,12 @@ impl ThreadFacts {
             comm: comm.strip_suffix(b"\n").unwrap_or(&comm).to_vec(),
             status: Status::read_thread(pid, tid)?,
             pending: signals::pending(tid, PendingQueue::Thread)?,
-            rseq: ptrace::rseq_configuration(tid).ok().filter(|config| config.pointer != 0),
+            rseq: rseq::Area::of(pid, tid)?,
             robust_list: (robust.0.0, robust.1),
             sched: sched_getattr(tid).map_err(failed("asking for the scheduling"))?,
             nice: getpriority(tid).map_err(failed("asking for the nice value"))?,
-            ioprio: ioprio_get(tid).unwrap_or(0),
+            // Where the class is "none" old kernels show a level, which can be read only.
+            ioprio: ioprio_get(tid).ok().filter(|value| value >> IOPRIO_CLASS_SHIFT != 0).unwrap_or(0),
             affinity: sched_getaffinity(tid).map_err(failed("asking for the affinity"))?,
             restart: waits.left(tid, &thread.regs()?, pid, mem),
         })
@@ -84,10 +87,11 @@ pub struct Asked {
     pdeath_sig: Buffer,
     secbits: CallId,
     timerslack: CallId,
+    rseq: Option<rseq::Asked>,
 }
 
 /// Adds the questions to a batch that the thread itself runs.
-pub fn ask(batch: &mut Batch) -> Asked {
+pub fn ask(batch: &mut Batch, facts: &ThreadFacts) -> Asked {
     let old = batch.output(STACK);
     let into = |batch: &mut Batch, option: i32| {
         let value = batch.output(8);
@@ -99,6 +103,7 @@ pub fn ask(batch: &mut Batch) -> Asked {
         pdeath_sig: into(batch, libc::PR_GET_PDEATHSIG).1,
         secbits: batch.call(libc::SYS_prctl, [libc::PR_GET_SECUREBITS.into()]),
         timerslack: batch.call(libc::SYS_prctl, [libc::PR_GET_TIMERSLACK.into()]),
+        rseq: rseq::ask(batch, &facts.rseq),
     }
 }
 
@@ -111,10 +116,13 @@ pub struct Told {
     pub secbits: u32,
     /// Nanoseconds.
     pub timerslack: u64,
+    /// The restartable sequence area, if there is one.
+    pub rseq: Option<RseqConfiguration>,
 }
 
 impl Asked {
-    pub fn answers(&self, answers: &Answers) -> Result<Told> {
+    /// `comm` names the process in a refusal.
+    pub fn answers(&self, answers: &Answers, facts: &ThreadFacts, pid: Pid, comm: &str) -> Result<Told> {
         let get = |call: CallId, operation: &'static str| answers.result(call).during(operation, Subject::None);
         get(self.stack.0, "reading the alternate stack")?;
         get(self.tid_address.0, "asking for the address of the thread id (CONFIG_CHECKPOINT_RESTORE)")?;
@@ -128,6 +136,10 @@ impl Asked {
             pdeath_sig: answers.u32(self.pdeath_sig, 0),
             secbits: get(self.secbits, "asking for the secure bits")? as u32,
             timerslack: get(self.timerslack, "asking for the timer slack")? as u64,
+            rseq: match &self.rseq {
+                Some(asked) => asked.answers(answers, pid, comm)?,
+                None => facts.rseq.place(),
+            },
         })
     }
 }
@@ -146,7 +158,7 @@ pub fn core(facts: &ThreadFacts, state: &ThreadState, told: &Told) -> Result<pb:
         signals_p: Some(facts.pending.clone()),
         creds: Some(identity::credentials(&facts.status, told.secbits)),
         comm: Some(facts.comm.clone()),
-        rseq_entry: facts.rseq.map(|rseq| pb::RseqEntry {
+        rseq_entry: told.rseq.map(|rseq| pb::RseqEntry {
             rseq_abi_pointer: rseq.pointer,
             rseq_abi_size: rseq.size,
             signature: rseq.signature,
@@ -173,10 +185,10 @@ pub fn own(pid: Pid, facts: &ThreadFacts, state: &ThreadState, told: &Told) -> p
         tid: Some(facts.tid.0 as u32),
         pid: Some(pid.0 as u32),
         xstate: Some(state.xstate.clone()),
-        rseq_pointer: facts.rseq.map(|rseq| rseq.pointer),
-        rseq_len: facts.rseq.map(|rseq| rseq.size),
-        rseq_signature: facts.rseq.map(|rseq| rseq.signature),
-        rseq_flags: facts.rseq.map(|rseq| rseq.flags),
+        rseq_pointer: told.rseq.map(|rseq| rseq.pointer),
+        rseq_len: told.rseq.map(|rseq| rseq.size),
+        rseq_signature: told.rseq.map(|rseq| rseq.signature),
+        rseq_flags: told.rseq.map(|rseq| rseq.flags),
         robust_list: Some(facts.robust_list.0),
         robust_list_len: Some(facts.robust_list.1 as u32),
         clear_child_tid: Some(told.tid_address),

@@ -46,8 +46,8 @@ impl Engine {
     }
 }
 
-/// What the guest left; an error says what went wrong instead, and where the console is.
-pub fn boot(engine: Engine, boot: &Boot) -> Result<Vec<Entry>, String> {
+/// What the guest left, and what went wrong with the machine, with the console's place.
+pub fn boot(engine: Engine, boot: &Boot) -> (Vec<Entry>, Option<String>) {
     fs::create_dir_all(boot.dir).unwrap();
     let (initrd, disk, console) = (boot.dir.join("initrd"), boot.dir.join("disk"), boot.dir.join("console"));
     fs::copy(boot.base, &initrd).unwrap();
@@ -60,10 +60,11 @@ pub fn boot(engine: Engine, boot: &Boot) -> Result<Vec<Entry>, String> {
     // They are large, and can be made again.
     fs::remove_file(&initrd).unwrap();
     fs::remove_file(&disk).unwrap();
+    let place = console.display();
     match (outcome, left) {
-        (Ok(()), Some(entries)) => Ok(entries),
-        (Err(error), _) => Err(format!("{error}; its console is in {}", console.display())),
-        (Ok(()), None) => Err(format!("it left no results; its console is in {}", console.display())),
+        (Ok(()), Some(entries)) => (entries, None),
+        (Ok(()), None) => (Vec::new(), Some(format!("it left no results; its console is in {place}"))),
+        (Err(error), left) => (left.unwrap_or_default(), Some(format!("{error}; its console is in {place}"))),
     }
 }
 

@@ -5,6 +5,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod archive;
+mod boots;
+mod crossing;
 mod guest;
 mod job;
 mod kernels;
@@ -23,10 +25,12 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use archive::Entry;
+use boots::{Bench, Plan};
 use clap::Parser;
-use job::{Ending, Job, Task, Verdict};
+use job::{Job, Task};
 use kernels::Kernel;
 use machine::{Boot, Engine};
+use nix::fcntl::{Flock, FlockArg};
 use report::{Cell, Outcome, Report};
 use suites::{SUITES, Suite};
 use system::System;
@@ -41,7 +45,7 @@ struct Options {
     /// Only this kernel: a series, as 6.1, or a path, as IMAGE or IMAGE,FOLDER-WITH-MODULES; may be repeated
     #[arg(long, value_name = "KERNEL")]
     kernel: Vec<String>,
-    /// Only suites with this in their names; may be repeated
+    /// Only suites with this in their names, "crossings" among them; may be repeated
     #[arg(long, value_name = "TEXT")]
     suite: Vec<String>,
     /// Write the results here as JSON
@@ -97,6 +101,11 @@ impl Options {
             self.suite.iter().any(|text| suite.name.contains(text.as_str()))
         };
         SUITES.iter().filter(wanted).copied().collect()
+    }
+
+    /// Whether sessions go from kernel to kernel.
+    fn crosses(&self) -> bool {
+        self.suite.is_empty() || self.suite.iter().any(|text| "crossings".contains(text.as_str()))
     }
 
     fn kernels(&self, cache: &Path) -> Result<Vec<Kernel>, String> {
@@ -161,6 +170,9 @@ fn main() -> ExitCode {
 fn run(options: &Options) -> Result<Report, String> {
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("matrix");
     fs::create_dir_all(&dir).unwrap();
+    // Two runs would write over each other's machines.
+    let lock = fs::File::options().create(true).append(true).open(dir.join("lock")).unwrap();
+    let _lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, errno)| errno).unwrap();
     for (program, package) in [
         ("qemu-system-x86_64", "qemu-system-x86"),
         ("setpriv", "util-linux"),
@@ -175,21 +187,42 @@ fn run(options: &Options) -> Result<Report, String> {
     let kernels = options.kernels(&dir.join("kernels"))?;
     let suites = options.suites();
     let begin = Instant::now();
-    let needed: Vec<&str> = suites.iter().map(|suite| suite.binary).filter(|name| !name.is_empty()).collect();
+    let mut needed: Vec<&str> = suites.iter().map(|suite| suite.binary).filter(|name| !name.is_empty()).collect();
+    if options.crosses() {
+        needed.push(crossing::BINARY);
+    }
     let binaries = if needed.is_empty() { BTreeMap::new() } else { suites::build(&needed) };
     let base = dir.join("base");
     base_system(&binaries, &dir).write(&base);
     println!("system: {} MiB, {:.1} s", fs::metadata(&base).unwrap().len() >> 20, begin.elapsed().as_secs_f64());
     let engine = probe(&kernels[0], &base, &dir);
     println!("machines: {engine:?}");
-    let cells = side_by_side(options.jobs, &kernels, |kernel| {
-        let tasks: Vec<Task> = suites.iter().map(|suite| suite.task(&binaries, engine.patience())).collect();
-        on(kernel, engine, &base, &dir.join(&kernel.name), tasks, &suites)
+    let bench = Bench { engine, base: &base, dir: &dir };
+    let with_suites = if suites.is_empty() { &[][..] } else { &kernels };
+    let on_each = side_by_side(options.jobs, with_suites, |kernel| {
+        let tasks = suites.iter().map(|suite| suite.task(&binaries, engine.patience())).collect();
+        let (outcomes, _) = bench.run(kernel, Plan { name: kernel.name.clone(), tasks, ..Plan::default() });
+        let cell = |(suite, outcome): (&Suite, Outcome)| Cell {
+            kernel: kernel.name.clone(),
+            column: suite.name.to_owned(),
+            outcome,
+        };
+        suites.iter().zip(outcomes).map(cell).collect::<Vec<_>>()
     });
+    let mut crossings = Vec::new();
+    if let Some(programs) = binaries.get(crossing::BINARY).filter(|_| options.crosses()) {
+        let (from, to, sessions): (_, _, &[&str]) = match kernels.as_slice() {
+            [oldest, .., newest] if !options.is_explicit() => {
+                (std::slice::from_ref(oldest), std::slice::from_ref(newest), &crossing::FAST)
+            }
+            all => (all, all, &crossing::SESSIONS),
+        };
+        crossings = crossing::cross(&bench, options.jobs, from, to, sessions, programs);
+    }
     let report = Report {
         kernels: kernels.iter().map(|kernel| (kernel.name.clone(), kernel.release.clone())).collect(),
-        suites: cells.concat(),
-        crossings: Vec::new(),
+        suites: on_each.concat(),
+        crossings,
     };
     println!("{:.0} s in all", begin.elapsed().as_secs_f64());
     if let Some(path) = &options.json {
@@ -254,43 +287,5 @@ fn probe(kernel: &Kernel, base: &Path, dir: &Path) -> Engine {
         limit: Duration::from_secs(10),
         dir: &dir.join("kvm"),
     };
-    if machine::boot(Engine::Kvm, &boot).is_ok() { Engine::Kvm } else { Engine::Tcg }
-}
-
-fn on(kernel: &Kernel, engine: Engine, base: &Path, dir: &Path, tasks: Vec<Task>, suites: &[Suite]) -> Vec<Cell> {
-    let limit = Duration::from_secs(60 + tasks.iter().map(|task| task.seconds).sum::<u64>());
-    let mut entries: Vec<Entry> = kernel.modules.iter().map(|path| Entry::read(path).unwrap()).collect();
-    for entry in &mut entries {
-        entry.path = Path::new("/").join(entry.path.file_name().unwrap());
-    }
-    let modules = entries.iter().map(|entry| entry.path.clone()).collect();
-    let job = Job { modules, tasks: tasks.clone(), ..Job::default() };
-    entries.push(Entry::file(job::JOB, serde_json::to_vec(&job).unwrap()));
-    let left = machine::boot(engine, &Boot { kernel: &kernel.image, options: "", base, entries, limit, dir });
-    let (left, error) = match left {
-        Ok(left) => (left, None),
-        Err(error) => (Vec::new(), Some(error)),
-    };
-    let verdicts: Vec<Verdict> = left
-        .iter()
-        .find(|entry| entry.path == Path::new(job::VERDICTS))
-        .map(|entry| serde_json::from_slice(&entry.bytes).unwrap())
-        .unwrap_or_default();
-    let cell = |(task, suite): (&Task, &Suite)| {
-        let log = dir.join(format!("{}.log", task.name));
-        if let Some(entry) = left.iter().find(|entry| entry.path.ends_with(log.file_name().unwrap())) {
-            fs::write(&log, &entry.bytes).unwrap();
-        }
-        let verdict = verdicts.iter().find(|verdict| verdict.name == task.name);
-        let log = log.display().to_string();
-        let outcome = match verdict {
-            Some(Verdict { ending: Ending::Exited(0), seconds, .. }) => Outcome::Passed { seconds: *seconds },
-            Some(verdict) => {
-                Outcome::Failed { reason: format!("{:?} after {:.0} s", verdict.ending, verdict.seconds), log }
-            }
-            None => Outcome::Failed { reason: error.clone().unwrap_or_else(|| "it did not run".into()), log },
-        };
-        Cell { kernel: kernel.name.clone(), column: suite.name.to_owned(), outcome }
-    };
-    tasks.iter().zip(suites).map(cell).collect()
+    if machine::boot(Engine::Kvm, &boot).1.is_none() { Engine::Kvm } else { Engine::Tcg }
 }

@@ -66,14 +66,11 @@ const DATA: [&str; 14] = [
     "/usr/share/zoneinfo/UTC",
 ];
 /// Parts of that which nothing needs.
-const LEFT_OUT: [&str; 12] = [
+const LEFT_OUT: [&str; 9] = [
     "/usr/share/vim/vim90/doc",
     "/usr/share/vim/vim90/spell",
     "/usr/share/vim/vim90/tutor",
     "/usr/share/vim/vim90/lang",
-    "/usr/share/vim/vim90/syntax",
-    "/usr/share/vim/vim90/ftplugin",
-    "/usr/share/vim/vim90/indent",
     "/usr/lib/python3.11/test",
     "/usr/lib/python3.11/config-3.11-x86_64-linux-gnu",
     "/usr/lib/python3.11/pydoc_data",

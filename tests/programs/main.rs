@@ -10,11 +10,12 @@
 mod support;
 
 mod editors;
+mod halves;
 mod pipelines;
 mod servers;
 mod shells;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use support::{
@@ -63,7 +64,7 @@ fn start(program: &Program) -> Holder {
     holder
 }
 
-fn work(holder: &Holder) -> std::path::PathBuf {
+fn work(holder: &Holder) -> PathBuf {
     holder.dir().join("work")
 }
 
@@ -71,17 +72,30 @@ fn work(holder: &Holder) -> std::path::PathBuf {
 fn rounds(program: Program) {
     let holder = start(&program);
     for round in 1..=ROUNDS {
-        let images = holder.dir().join(format!("images{round}"));
-        let before = Seen::of(&program, &holder);
-        dump(holder.pid(), &images);
-        restore(&images);
-        if let Some(before) = before {
-            assert_same_lines(&before.places, &places(&ps_line(&tree(holder.pid()))), "ps");
-            assert_eq!(before.screen, holder.screen_text());
-        }
-        (program.go_on)(&holder, &work(&holder), round);
+        let before = dump_round(&program, &holder, round);
+        restore_round(&program, &holder, round, before);
     }
     (program.end)(&holder, &work(&holder));
+}
+
+fn images(holder: &Holder, round: u32) -> PathBuf {
+    holder.dir().join(format!("images{round}"))
+}
+
+fn dump_round(program: &Program, holder: &Holder, round: u32) -> Option<Seen> {
+    let before = Seen::of(program, holder);
+    dump(holder.pid(), &images(holder, round));
+    before
+}
+
+fn restore_round(program: &Program, holder: &Holder, round: u32, before: Option<Seen>) {
+    restore(&images(holder, round));
+    if let Some(before) = before {
+        let now = below_init(&places(&ps_line(&tree(holder.pid()))));
+        assert_same_lines(&below_init(&before.places), &now, "ps");
+        assert_eq!(before.screen, holder.screen_text());
+    }
+    (program.go_on)(holder, &work(holder), round);
 }
 
 /// Dumped while it runs on, and restored while it has all its numbers.
@@ -149,7 +163,7 @@ fn places(ps: &str) -> String {
     ps.lines().map(place).collect()
 }
 
-/// With the root's parent as a pid namespace has it.
+/// With the root's parent as a pid namespace has it: elsewhere it is whoever runs the test.
 fn below_init(places: &str) -> String {
     let pids: Vec<&str> = places.lines().map(|line| line.split(' ').next().unwrap()).collect();
     let below = |line: &str| {

@@ -49,6 +49,15 @@ impl Holder {
         Holder { dir, pid, leader: tree(pid)[1], init: Some(init), _subreaper: subreaper }
     }
 
+    /// A tree whose test has left it dumped: it is not there until it is restored.
+    pub fn left_in(dir: &Path) -> Holder {
+        let dir = TempDir::of(dir);
+        let pids = fs::read_to_string(dir.join("pids")).unwrap();
+        let (pid, leader) = pids.split_once(' ').unwrap();
+        let (pid, leader) = (pid.parse().unwrap(), leader.parse().unwrap());
+        Holder { dir, pid, leader, init: None, _subreaper: subreaper() }
+    }
+
     /// An interactive bash without startup files, whose prompt is "$ "; the prompt is there.
     pub fn bash() -> Holder {
         let holder = Holder::spawn(&["bash", "--norc", "--noprofile", "-i"]);

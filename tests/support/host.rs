@@ -11,21 +11,31 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::poll::{PollTimeout, poll};
 
 /// A directory of this test, mode 0700, removed at the end; its path has no symbolic link in it.
-pub struct TempDir(tempfile::TempDir);
+pub struct TempDir(PathBuf);
 
 impl TempDir {
     pub fn new() -> TempDir {
-        TempDir(
-            tempfile::Builder::new().prefix("ptyagent-").tempdir_in(Path::new(env!("CARGO_TARGET_TMPDIR"))).unwrap(),
-        )
+        let made = tempfile::Builder::new().prefix("ptyagent-").tempdir_in(Path::new(env!("CARGO_TARGET_TMPDIR")));
+        TempDir(made.unwrap().keep())
+    }
+
+    /// One that another test has left.
+    pub fn of(path: &Path) -> TempDir {
+        TempDir(path.to_owned())
     }
 
     pub fn path(&self) -> &Path {
-        self.0.path()
+        &self.0
     }
 
     pub fn join(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
+        self.0.join(name)
+    }
+}
+
+impl Drop for TempDir {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
     }
 }
 
