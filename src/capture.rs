@@ -3,6 +3,7 @@
 //! The pages and the queues are left to the dump: they are read last.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -11,6 +12,7 @@ use crate::files::dump as file_records;
 use crate::files::dump::{FileIds, Table};
 use crate::files::kind::{Descriptor, FileKind};
 use crate::files::ofd::{self, OfdTable};
+use crate::files::outside::Mapped;
 use crate::files::removed::Removed;
 use crate::files::socket::flight::Flight;
 use crate::files::socket::{Connections, Sockets};
@@ -122,6 +124,8 @@ fn take_once(root: Pid, mode: SurveyMode, allowed: Allowed, frozen_at: &mut impl
 pub struct Tree {
     pub processes: Vec<Captured>,
     pub images: Images,
+    /// Memory files that are still to be read, by their shmid.
+    pub memfds: Vec<(u32, File)>,
 }
 
 /// A process in the middle of the capture.
@@ -148,7 +152,8 @@ pub fn capture(frozen: Frozen, survey: &Survey, waits: &Waits, mode: SurveyMode,
     let stats: Vec<&Stat> = known.iter().map(|known| &known.outside.stat).collect();
     let terminals = Terminals::find(&tables, &ofds, &stats)?;
     if mode == SurveyMode::Dump {
-        outside::refuse_shared(&tables)?;
+        let mappings: Vec<Mapped<'_>> = known.iter().map(Known::mapped).collect();
+        outside::refuse_shared(&tables, &mappings)?;
         locks::refuse_waiters(&tables)?;
         flight.refuse_hidden(&tables, &sockets)?;
         known.iter().try_for_each(refuse_without_vdso)?;
@@ -167,10 +172,14 @@ pub fn capture(frozen: Frozen, survey: &Survey, waits: &Waits, mode: SurveyMode,
         record::record_zombie(&mut images, &Stat::read(pid)?);
     }
     sort_parents_first(&mut images, survey.root);
-    Ok(Tree { processes, images })
+    Ok(Tree { processes, images, memfds: ids.memfds.sources })
 }
 
 impl Known {
+    fn mapped(&self) -> Mapped<'_> {
+        (self.pid, &self.comm, &self.outside.mappings)
+    }
+
     fn table(&self) -> Table<'_> {
         Table { pid: self.pid, comm: &self.comm, pidfd: self.pidfd.as_fd(), descriptors: &self.descriptors }
     }

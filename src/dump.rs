@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use crate::capture::{self, Allowed, Captured, Tree};
 use crate::error::{Error, Refusal, Result};
+use crate::files::memfd;
 use crate::ids::Pid;
 use crate::image::{CommitReport, Images, Overwrite, Writer, pb};
 use crate::inject::batch::{Ask, Batch};
@@ -75,7 +76,7 @@ pub fn dump(request: &Request) -> Result<Report> {
     stamp(&mut session.images);
     tracing::debug!(frozen_us = micros(frozen_at), "queues drained");
     let (tasks, terminals) = (session.images.pstree.len(), session.images.tty_info.len());
-    let Tree { processes, images } = session;
+    let Tree { processes, images, .. } = session;
     let pages = images
         .pagemaps
         .values()
@@ -221,6 +222,13 @@ fn read_shared(writer: &mut Writer, session: &mut Tree) -> Result<()> {
         let (ranges, digest) = object.copy(&file)?;
         writer.set_pages(id, digest);
         session.images.shmem_pagemaps.insert(object.id, inherit::to_pagemap(id, &ranges, &[]));
+    }
+    for (shmid, source) in session.memfds.drain(..) {
+        id += 1;
+        let file = writer.pages_file(id)?;
+        let (ranges, digest) = memfd::copy(&source, &file)?;
+        writer.set_pages(id, digest);
+        session.images.shmem_pagemaps.insert(shmid, inherit::to_pagemap(id, &ranges, &[]));
     }
     Ok(())
 }

@@ -12,11 +12,11 @@ pub mod stat;
 pub mod status;
 pub mod tree;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Errno, Error, Result, Subject};
@@ -58,6 +58,11 @@ impl fmt::Display for Device {
 /// `/proc/PID/name`.
 pub fn path(pid: Pid, name: &str) -> PathBuf {
     PathBuf::from(format!("/proc/{pid}/{name}"))
+}
+
+/// Whether what a link or a mapping shows is a memory file of memfd_create(2).
+pub fn is_memfd(shown: &OsStr) -> bool {
+    shown.as_bytes().starts_with(b"/memfd:")
 }
 
 /// `/proc/PID/task/TID/name`.

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
 use ptyagent::image::Images;
+use ptyagent::image::pb::MemfdInodeEntry;
 use support::{Prepared, check_images, dump, ptyagent, refused, report, restore, serial, subreaper, with_timeout};
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -32,6 +33,12 @@ fn same_images(dirs: &[PathBuf]) {
         // Their content would be too long a message.
         let entries = |images: &Images| images.ghosts.values().map(|ghost| ghost.entry.clone()).collect::<Vec<_>>();
         same("removed files", &entries(&pair[0]), &entries(&pair[1]));
+        // Its pages are known by the number of its inode.
+        let inodes = |images: &Images| {
+            let bare = |inode: &MemfdInodeEntry| MemfdInodeEntry { shmid: 0, ..inode.clone() };
+            images.memfds.iter().map(bare).collect::<Vec<_>>()
+        };
+        same("memory files", &inodes(&pair[0]), &inodes(&pair[1]));
         assert!(pair[0].ghosts == pair[1].ghosts, "the content of removed files");
     }
 }
@@ -126,5 +133,15 @@ fn large_removed_file() {
 
 #[test]
 fn removed_file_that_somebody_outside_has_open() {
-    refused("files", "removed_file_held_outside", "outside the tree, has open too");
+    refused("files", "removed_file_held_outside", "outside the tree, has too");
+}
+
+#[test]
+fn memory_files() {
+    check("memfds");
+}
+
+#[test]
+fn memory_file_that_somebody_outside_has_mapped() {
+    refused("files", "memfd_held_outside", "outside the tree, has too");
 }

@@ -11,6 +11,7 @@ use std::path::Path;
 
 use crate::error::{Context, Error, Refusal, Result, Subject};
 use crate::files::kind::{Descriptor, FileKind};
+use crate::files::memfd::{self, Memfds};
 use crate::files::ofd::{OfdId, OfdTable};
 use crate::files::removed::{self, Holder, Removed};
 use crate::files::socket::{self, Sockets};
@@ -43,12 +44,13 @@ pub struct FileIds {
     /// By device, inode and flags.
     objects: BTreeMap<(u64, u64, u32), u32>,
     pub removed: Removed,
+    pub memfds: Memfds,
 }
 
 impl FileIds {
     pub fn after(table: &OfdTable, removed: Removed) -> FileIds {
         let last = table.values().map(|id| id.0).max().unwrap_or(0);
-        FileIds { next: last + 1, paths: BTreeMap::new(), objects: BTreeMap::new(), removed }
+        FileIds { next: last + 1, paths: BTreeMap::new(), objects: BTreeMap::new(), removed, memfds: Memfds::default() }
     }
 
     pub fn fresh(&mut self) -> u32 {
@@ -75,8 +77,8 @@ impl FileIds {
         id
     }
 
-    /// The id of the removed file behind a link of /proc, to be opened with these flags. `name` is what the kernel calls it.
-    pub fn of_removed(
+    /// The id of the removed or memory file behind a link of /proc, to be opened with these flags. `name` is what the kernel calls it.
+    pub fn of_object(
         &mut self,
         images: &mut Images,
         (link, name): (&Path, &OsStr),
@@ -91,8 +93,13 @@ impl FileIds {
         }
         let id = self.fresh();
         let fown = pb::FownEntry::default();
-        images.files.push(regular::reg_entry(id, name.as_bytes(), flags, 0, fown, Some(&metadata)));
-        self.removed.keep(images, id, link, name, holder)?;
+        if crate::procfs::is_memfd(name) {
+            let inode_id = self.memfds.of(images, link, name, holder)?;
+            images.files.push(memfd::entry(id, inode_id, flags, 0, fown));
+        } else {
+            images.files.push(regular::reg_entry(id, name.as_bytes(), flags, 0, fown, Some(&metadata)));
+            self.removed.keep(images, id, link, name, holder)?;
+        }
         self.objects.insert(key, id);
         Ok(id)
     }
@@ -202,6 +209,7 @@ fn type_of(descriptor: &Descriptor) -> pb::FdTypes {
         FileKind::Signalfd => pb::FdTypes::Signalfd,
         FileKind::Timerfd => pb::FdTypes::Timerfd,
         FileKind::Pidfd => pb::FdTypes::Pidfd,
+        FileKind::Memfd => pb::FdTypes::Memfd,
         FileKind::Socket { ref protocol } => socket::type_of(protocol.as_deref()),
         _ if descriptor.kind.is_tty() => pb::FdTypes::Tty,
         _ => pb::FdTypes::Reg,
@@ -243,8 +251,18 @@ impl Recorder<'_> {
             FileKind::Pidfd => pidfd::record(self, description),
             FileKind::Socket { .. } => self.sockets.record(self.images, description),
             FileKind::Removed => self.removed(description),
+            FileKind::Memfd => self.memfd(description),
             _ => Ok(regular::record(description)),
         }
+    }
+
+    /// A description of a memory file.
+    fn memfd(&mut self, description: &Description<'_>) -> Result<pb::FileEntry> {
+        let Description { table, descriptor, id, flags, fown, .. } = *description;
+        let link = crate::procfs::path(table.pid, &format!("fd/{}", descriptor.fd));
+        let holder = Holder { pid: table.pid, comm: table.comm, fd: Some(descriptor.fd.0) };
+        let inode_id = self.ids.memfds.of(self.images, &link, &descriptor.link, holder)?;
+        Ok(memfd::entry(id.0, inode_id, flags, descriptor.info.pos.max(0) as u64, fown))
     }
 
     /// A description of a removed file.

@@ -101,15 +101,12 @@ impl FileKind {
             Regular | Directory | Null | Zero | Full | Random | Urandom => None,
             TtyMaster { .. } | TtySlave { .. } | HungUpSlave { .. } | DevTty | Pipe { .. } | Fifo => None,
             PathOnly(PathTarget::Regular | PathTarget::Directory | PathTarget::Terminal) => None,
-            Epoll | Eventfd | Signalfd | Timerfd | Pidfd | Removed => None,
+            Epoll | Eventfd | Signalfd | Timerfd | Pidfd | Removed | Memfd => None,
             Console | Vt { .. } | Serial(_) => None,
             LegacyPty(_) => Some("run the session on a pseudoterminal (ssh, tmux, script), then dump it"),
             DeletedFile => Some("let the program close the removed file, then dump again"),
             DeletedDirectory => Some("make the program leave the removed directory, then dump again"),
             Hidden => Some("put the file back under its name or let the program close it, then dump again"),
-            Memfd | SecretMem => {
-                Some("memory files are not carried yet: end the program that uses it, then dump again")
-            }
             Socket { protocol } if is_carried(protocol.as_deref()) => None,
             Socket { .. } => {
                 Some("sockets of this family are not carried: end the program that holds it, then dump again")

@@ -8,6 +8,7 @@ pub mod epoll;
 pub mod eventfd;
 pub mod kind;
 pub mod locks;
+pub mod memfd;
 pub mod ofd;
 pub mod outside;
 pub mod owner;

@@ -82,9 +82,15 @@ pub fn settle(fd: OwnedFd, reg: &pb::RegFileEntry) -> Result<OwnedFd> {
             path.display()
         )));
     }
-    if reg.pos != 0 {
-        let pos = i64::try_from(reg.pos).unwrap_or(i64::MAX);
-        nix::unistd::lseek(&fd, pos, nix::unistd::Whence::SeekSet).during("positioning", Subject::Path(path.into()))?;
-    }
+    seek(&fd, reg.pos)?;
     Ok(fd)
+}
+
+/// Puts a position back, in bytes.
+pub fn seek(fd: &OwnedFd, pos: u64) -> Result<()> {
+    if pos == 0 {
+        return Ok(());
+    }
+    let pos = i64::try_from(pos).unwrap_or(i64::MAX);
+    nix::unistd::lseek(fd, pos, nix::unistd::Whence::SeekSet).during("positioning a file", Subject::None).map(drop)
 }

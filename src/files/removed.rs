@@ -32,12 +32,20 @@ const SUFFIX: &[u8] = b" (deleted)";
 /// O_TMPFILE without the O_DIRECTORY in it.
 const TMPFILE: i32 = libc::O_TMPFILE & !libc::O_DIRECTORY;
 
-/// Who has a removed file, for refusals.
+/// Who has a file, for refusals.
 #[derive(Debug, Clone, Copy)]
 pub struct Holder<'a> {
     pub pid: Pid,
     pub comm: &'a str,
     pub fd: Option<i32>,
+}
+
+impl Holder<'_> {
+    /// The refusal of what it has: a noun phrase, and what the user can do.
+    pub fn refuse(&self, kind: impl Into<String>, remedy: &str) -> Error {
+        let (pid, comm, fd) = (self.pid, self.comm.to_owned(), self.fd);
+        Error::Refused(Refusal { pid, comm, fd, kind: kind.into(), remedy: remedy.into() })
+    }
 }
 
 /// The removed files of a tree, each with the number that the images give to it.
@@ -96,10 +104,7 @@ pub fn name(link: &OsStr) -> &OsStr {
 
 fn refuse_strange(link: &Path, name: &OsStr, metadata: &Metadata, limit: u64, holder: Holder<'_>) -> Result<()> {
     let display = Path::new(name).display();
-    let refuse = |kind: String, remedy: &str| {
-        let (pid, comm, fd) = (holder.pid, holder.comm.to_owned(), holder.fd);
-        Err(Error::Refused(Refusal { pid, comm, fd, kind, remedy: remedy.into() }))
-    };
+    let refuse = |kind: String, remedy: &str| Err(holder.refuse(kind, remedy));
     const END: &str = "end the program that uses it, then dump again";
     if !metadata.is_file() || metadata.nlink() != 0 || place(Path::new(name)) != Some(metadata.dev()) {
         return refuse(format!("the removed object {display}, whose place cannot be told"), END);

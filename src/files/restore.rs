@@ -10,7 +10,7 @@ use crate::error::{Context, Error, Result, Subject};
 use crate::files::pipe::Pipes;
 use crate::files::removed::Remade;
 use crate::files::socket::make::Making;
-use crate::files::{epoll, eventfd, regular, signalfd, timerfd};
+use crate::files::{epoll, eventfd, memfd, regular, signalfd, timerfd};
 use crate::image::{Images, pb};
 use crate::sys::file::duplicate_to;
 
@@ -28,6 +28,7 @@ pub struct Opened {
     pub pipes: Pipes,
     pub sockets: Making,
     pub removed: Remade,
+    pub memfds: memfd::Remade,
 }
 
 impl Opened {
@@ -66,6 +67,8 @@ impl Opened {
             signalfd::open(signalfd)?
         } else if let Some(timerfd) = &file.tfd {
             timerfd::open(images, timerfd)?
+        } else if let Some(memfd) = &file.memfd {
+            self.memfds.open(memfd)?
         } else if let Some(reg) = &file.reg {
             match self.removed.open(images, reg)? {
                 Some(fd) => regular::settle(fd, reg)?,

@@ -182,6 +182,11 @@ impl Images {
         self.own.iter().flat_map(|own| &own.sockets).find(|socket| socket.id == Some(id))
     }
 
+    /// The memory file that a file entry leads to.
+    pub fn memfd(&self, file: &pb::MemfdFileEntry) -> Option<&pb::MemfdInodeEntry> {
+        self.memfds.iter().find(|inode| inode.inode_id == u64::from(file.inode_id))
+    }
+
     /// Our own record of an open file description.
     pub fn own_ofd(&self, id: u32) -> Option<&pb::PtyagentOfd> {
         self.own.iter().flat_map(|own| &own.ofds).find(|ofd| ofd.id == Some(id))

@@ -17,7 +17,7 @@ use std::os::unix::ffi::OsStrExt;
 
 use crate::image::pb;
 use crate::inject::Place;
-use crate::procfs::{Mapping, Sharing};
+use crate::procfs::{self, Mapping, Sharing};
 
 /// CRIU's `status` bits of a mapping.
 pub mod status {
@@ -31,6 +31,7 @@ pub mod status {
     pub const ANON_SHARED: u32 = 1 << 8;
     pub const ANON_PRIVATE: u32 = 1 << 9;
     pub const VVAR: u32 = 1 << 12;
+    pub const MEMFD: u32 = 1 << 14;
 }
 
 /// The madvise(2) advice that each VmFlag stands for.
@@ -66,7 +67,8 @@ pub fn status_of(mapping: &Mapping) -> u32 {
     } else {
         0
     };
-    status::REGULAR | backing | name
+    let memfd = if mapping.deleted && procfs::is_memfd(&mapping.name) { status::MEMFD } else { 0 };
+    status::REGULAR | backing | name | memfd
 }
 
 /// Whether a file that can be opened by its path is behind a mapping; shared anonymous memory is a file to the kernel only.

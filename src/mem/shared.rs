@@ -112,8 +112,8 @@ impl Object<'_> {
     }
 }
 
-/// The pages below `extent` that are no holes.
-fn data(file: &File, extent: u64) -> Result<Vec<PageRange>> {
+/// The pages below `extent`, rounded up to a whole one, that are no holes.
+pub fn data(file: &File, extent: u64) -> Result<Vec<PageRange>> {
     let mut ranges = Vec::new();
     let mut at = 0u64;
     while at < extent {
@@ -132,7 +132,7 @@ fn data(file: &File, extent: u64) -> Result<Vec<PageRange>> {
     Ok(ranges)
 }
 
-fn copy(source: &File, ranges: &[PageRange], out: &File) -> Result<Digest> {
+pub fn copy(source: &File, ranges: &[PageRange], out: &File) -> Result<Digest> {
     let mut buffer = vec![0u8; BLOCK as usize];
     let mut digest = DigestStream::default();
     let mut written = 0;
@@ -141,7 +141,7 @@ fn copy(source: &File, ranges: &[PageRange], out: &File) -> Result<Digest> {
         let end = range.start + range.pages * PAGE;
         while at < end {
             let bytes = &mut buffer[..BLOCK.min(end - at) as usize];
-            source.read_exact_at(bytes, at).during("reading shared memory", Subject::None)?;
+            read(source, bytes, at).during("reading shared memory", Subject::None)?;
             digest.update(bytes);
             out.write_all_at(bytes, written).during("writing the pages", Subject::None)?;
             at += bytes.len() as u64;
@@ -149,6 +149,21 @@ fn copy(source: &File, ranges: &[PageRange], out: &File) -> Result<Digest> {
         }
     }
     Ok(digest.finish())
+}
+
+/// Fills a buffer; what lies behind the end of the file, in its last page, is zero.
+fn read(source: &File, bytes: &mut [u8], at: u64) -> std::io::Result<()> {
+    let mut done = 0;
+    while done < bytes.len() {
+        match source.read_at(&mut bytes[done..], at + done as u64) {
+            Ok(0) => break,
+            Ok(count) => done += count,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    bytes[done..].fill(0);
+    Ok(())
 }
 
 /// Objects that the restore has made, by their ids, for its tasks to inherit. Dropping it unmaps them here.

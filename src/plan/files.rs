@@ -1,4 +1,4 @@
-//! What files need beside their descriptors: their locks, and the content of those that were removed.
+//! What files need beside their descriptors: their locks, and the content of those that have no name.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -15,10 +15,23 @@ pub(super) fn lock_steps(images: &Images, steps: &mut Vec<Step>) {
     steps.extend(holders.into_iter().map(|pid| Step::TakeLocks { pid }));
 }
 
-/// Checks that every lock has a living task that has the file open, and every removed file its content.
+/// Checks that every lock has a living task that has the file open, every removed file its content and every memory file its page map.
 pub(super) fn validate(images: &Images, tasks: &Tasks, dir: &Path) -> Result<()> {
     validate_locks(images, tasks, dir)?;
-    validate_removed(images, dir)
+    validate_removed(images, dir)?;
+    validate_memfds(images, dir)
+}
+
+fn validate_memfds(images: &Images, dir: &Path) -> Result<()> {
+    for file in images.files.iter().filter_map(|file| file.memfd.as_ref()) {
+        let missing = |what: &str| inconsistent(dir, format!("the memory file {} has no {what}", file.inode_id));
+        let inode = images.memfd(file).ok_or_else(|| missing("inode"))?;
+        let pagemap = images.shmem_pagemaps.get(&inode.shmid).ok_or_else(|| missing("page map"))?;
+        if pagemap.entries.iter().any(|run| run.vaddr >= inode.size) {
+            return Err(missing("room for its pages"));
+        }
+    }
+    Ok(())
 }
 
 fn validate_locks(images: &Images, tasks: &Tasks, dir: &Path) -> Result<()> {

@@ -48,6 +48,9 @@ pub enum Step {
     MakeShared {
         id: u32,
     },
+    MakeMemoryFile {
+        id: u64,
+    },
     OpenPipe {
         pipe: u32,
     },
@@ -144,6 +147,7 @@ impl fmt::Display for Step {
         match self {
             Step::OpenTerminal { index } => write!(f, "open terminal {index}"),
             Step::MakeShared { id } => write!(f, "make shared memory {id}"),
+            Step::MakeMemoryFile { id } => write!(f, "make memory file {id}"),
             Step::OpenPipe { pipe } => write!(f, "open pipe {pipe}"),
             Step::OpenFile { id } => write!(f, "open file {id}"),
             Step::Socket(step) => step.fmt(f),
@@ -212,6 +216,7 @@ pub fn plan(images: &Images, dir: &Path) -> Result<Plan> {
         steps.push(Step::OpenTerminal { index });
     }
     sockets::open_steps(images, dir, &mut steps)?;
+    steps.extend(images.memfds.iter().map(|inode| Step::MakeMemoryFile { id: inode.inode_id }));
     descriptors::open_steps(images, &mut steps);
     sockets::join_steps(images, dir, &mut steps)?;
     for id in shared_objects(images, dir)? {
@@ -325,7 +330,8 @@ fn validate_task(images: &Images, pid: u32, dir: &Path) -> Result<()> {
         }
         end = vma.end;
         let by_file = crate::mem::status::FILE_PRIVATE | crate::mem::status::FILE_SHARED;
-        if vma.status & by_file != 0 && images.reg(vma.shmid as u32).is_none() {
+        let file = images.file(vma.shmid as u32).filter(|file| file.reg.is_some() || file.memfd.is_some());
+        if vma.status & by_file != 0 && file.is_none() {
             return Err(missing("file for a mapping"));
         }
     }

@@ -227,6 +227,11 @@ impl Execution<'_> {
         match step {
             Step::OpenTerminal { index } => self.pairs.open(self.images, *index, self.request.index),
             Step::MakeShared { id } => self.shared.make(self.images, &self.request.dir, *id),
+            Step::MakeMemoryFile { id } => {
+                let inode = self.images.memfds.iter().find(|inode| inode.inode_id == *id);
+                let inode = inode.ok_or_else(|| Error::failed("a memory file that is not in the images"))?;
+                self.opened.memfds.make(self.images, &self.request.dir, inode)
+            }
             Step::OpenPipe { pipe } => self.opened.pipes.make(self.images, *pipe),
             Step::OpenFile { id } => self.open_file(*id),
             Step::Socket(step) => {
@@ -403,6 +408,7 @@ impl Execution<'_> {
         make::publish(&mut self.opened, self.images)?;
         self.notes.append(&mut self.opened.sockets.notes);
         self.opened.removed.finish(self.images)?;
+        self.opened.memfds.seal(self.images)?;
         self.notes.append(&mut self.opened.removed.notes);
         self.opened = Opened::default();
         self.pairs.let_go(self.plan.outside);

@@ -172,7 +172,7 @@ fn program(images: &mut Images, files: &mut FileIds, outside: &Outside, holder: 
         return Ok(files.of_path(images, exe, flags));
     }
     let link = crate::procfs::path(outside.stat.pid, "exe");
-    files.of_removed(images, (&link, removed::name(exe.as_os_str())), flags, holder)
+    files.of_object(images, (&link, removed::name(exe.as_os_str())), flags, holder)
 }
 
 /// The id that a mapping's entry refers to: its file, or the inode of its shared memory.
@@ -188,7 +188,7 @@ fn backing(images: &mut Images, files: &mut FileIds, mapping: &Mapping, holder: 
     let flags = if mapping.sharing == Sharing::Shared && may_write { libc::O_RDWR } else { libc::O_RDONLY };
     let flags = flags as u32;
     if mapping.deleted {
-        return files.of_removed(images, (&mapping.link(holder.pid), &mapping.name), flags, holder).map(Some);
+        return files.of_object(images, (&mapping.link(holder.pid), &mapping.name), flags, holder).map(Some);
     }
     Ok(Some(files.of_path(images, Path::new(&mapping.name), flags)))
 }

@@ -4,6 +4,7 @@
 #include <dirent.h>
 #include <sched.h>
 #include <signal.h>
+#include <linux/memfd.h>
 #include <sys/file.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -396,7 +397,124 @@ static void removed_file_held_outside(void)
 	kill(outsider, SIGKILL);
 }
 
+static int reopen(int fd, int flags)
+{
+	char name[64];
+	snprintf(name, sizeof name, "/proc/self/fd/%d", fd);
+	return must_open(name, flags);
+}
+
+static int must_memfd(const char *name, unsigned flags, size_t size)
+{
+	int fd = memfd_create(name, flags);
+	if (fd < 0 || ftruncate(fd, size))
+		die("memfd");
+	return fd;
+}
+
+#define SEAL_FUTURE_WRITE 0x10
+
+static void memfds(void)
+{
+	size_t size = 16 * PAGE;
+	struct stat one, other;
+	int status, plain = must_memfd("plain name", MFD_CLOEXEC, 0), again = reopen(plain, O_RDONLY), copy = dup(plain);
+	if (write(plain, "0123456789", 10) != 10)
+		die("write");
+	lseek(plain, 4, SEEK_SET);
+	lseek(again, 7, SEEK_SET);
+	fchmod(plain, 0640);
+	int odd = must_memfd("", 0, 5 * PAGE + 100), sealed = must_memfd("sealed", MFD_ALLOW_SEALING, size);
+	if (pwrite(odd, "end", 3, 5 * PAGE + 97) != 3)
+		die("pwrite");
+	int future = must_memfd("future", MFD_ALLOW_SEALING, size), fixed = must_memfd("fixed", MFD_ALLOW_SEALING, PAGE);
+	char *before = map(size, PROT_READ | PROT_WRITE, MAP_SHARED, future, 0);
+	paint(before, size, 1);
+	char *filling = map(size, PROT_READ | PROT_WRITE, MAP_SHARED, sealed, 0);
+	paint(filling, size, 2);
+	munmap(filling, size);
+	if (fcntl(future, F_ADD_SEALS, SEAL_FUTURE_WRITE) || fcntl(sealed, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL))
+		die("seal");
+	if (fcntl(fixed, F_ADD_SEALS, F_SEAL_SHRINK))
+		die("seal");
+	int readable = reopen(sealed, O_RDONLY);
+	char *shown_sealed = map(size, PROT_READ, MAP_SHARED, readable, 0), *private = map(size, PROT_READ | PROT_WRITE, MAP_PRIVATE, sealed, 0);
+	paint(private, PAGE, 3);
+	int closed = must_memfd("closed", MFD_CLOEXEC, size);
+	char *memory = map(size, PROT_READ | PROT_WRITE, MAP_SHARED, closed, 0), *second = map(PAGE, PROT_READ, MAP_SHARED, closed, 8 * PAGE);
+	paint(memory, size, 4);
+	close(closed);
+	int seals[] = { fcntl(plain, F_GET_SEALS), fcntl(sealed, F_GET_SEALS), fcntl(future, F_GET_SEALS), fcntl(fixed, F_GET_SEALS) };
+	pid_t child = fork();
+	if (!child) {
+		while (memory[0] != 'x')
+			usleep(1000);
+		memory[8 * PAGE] = 'y';
+		_exit(lseek(plain, 0, SEEK_CUR) != 4);
+	}
+	pause_here();
+	same(fcntl(plain, F_GET_SEALS), seals[0]);
+	same(fcntl(sealed, F_GET_SEALS), seals[1]);
+	same(fcntl(future, F_GET_SEALS), seals[2]);
+	same(fcntl(fixed, F_GET_SEALS), seals[3]);
+	same(fcntl(plain, F_GETFD), FD_CLOEXEC);
+	same(fcntl(copy, F_GETFD), 0);
+	same(lseek(copy, 0, SEEK_CUR), 4);
+	same(lseek(again, 0, SEEK_CUR), 7);
+	same(fcntl(again, F_GETFL) & O_ACCMODE, O_RDONLY);
+	expect(!fstat(plain, &one) && !fstat(again, &other) && one.st_ino == other.st_ino && one.st_mode == (S_IFREG | 0640));
+	expect_content(plain, "0123456789");
+	expect(!fstat(odd, &one) && one.st_size == (off_t)(5 * PAGE + 100) && one.st_blocks * 512 == (long)PAGE);
+	char end[8] = "";
+	same(pread(odd, end, 8, 5 * PAGE + 97), 3);
+	expect(!strcmp(end, "end"));
+	expect_painted("mapped before the seal", before, size, 1);
+	before[0]++;
+	same(pwrite(future, "x", 1, 0), -1);
+	expect(mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, future, 0) == MAP_FAILED);
+	expect_painted("sealed", shown_sealed, size, 2);
+	expect_painted("private page of a sealed file", private, PAGE, 3);
+	same(pwrite(sealed, "x", 1, 0), -1);
+	same(ftruncate(fixed, 0), -1);
+	same(ftruncate(fixed, 2 * PAGE), 0);
+	expect_painted("only mapped", memory, size, 4);
+	expect(!memcmp(memory + 8 * PAGE, second, PAGE));
+	memory[0] = 'x';
+	same(waitpid(child, &status, 0), child);
+	same(status, 0);
+	same(second[0], 'y');
+}
+
+static void memfd_held_outside(void)
+{
+	int fd = must_memfd("shared", 0, PAGE), pipes[2], status;
+	pid_t outsider;
+	char *memory = map(PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (pipe(pipes))
+		die("pipe");
+	pid_t child = fork();
+	if (!child) {
+		setsid();
+		outsider = fork();
+		if (!outsider) {
+			close_range(0, ~0U, 0);
+			for (;;)
+				pause();
+		}
+		_exit(write(pipes[1], &outsider, sizeof outsider) != sizeof outsider);
+	}
+	if (read(pipes[0], &outsider, sizeof outsider) != sizeof outsider || waitpid(child, &status, 0) != child)
+		die("outsider");
+	close(pipes[0]);
+	close(pipes[1]);
+	munmap(memory, PAGE);
+	pause_here();
+	kill(outsider, SIGKILL);
+}
+
 static const struct check checks[] = {
+	{ "memfds", memfds },
+	{ "memfd_held_outside", memfd_held_outside },
 	{ "removed_files", removed_files },
 	{ "replaced_file", replaced_file },
 	{ "removed_memory", removed_memory },

@@ -229,7 +229,7 @@ fn refuse_surroundings(task: &TaskFacts, alive: &Alive, namespaces: &Namespaces)
         let remedy = format!("run ptyagent inside its container (nsenter -t {pid} -m -p ptyagent dump ...)");
         return refuse(pid, comm, kind, remedy);
     }
-    if alive.exe.as_bytes().starts_with(b"/memfd:") {
+    if procfs::is_memfd(&alive.exe) {
         return refuse(pid, comm, "its program is a memory file (memfd)", "end that program, then dump again");
     }
     let identity = |path: &Path| std::fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino())).ok();
@@ -300,7 +300,7 @@ pub(super) fn mapping_kind(mapping: &Mapping) -> Option<(String, &'static str)> 
         _ if flag(b"ss") => "a shadow stack".to_owned(),
         _ if mapping.protection_key.is_some() => "protected by a memory protection key (pkeys)".to_owned(),
         b"/dev/zero" if mapping.sharing == Sharing::Private || mapping.deleted => return None,
-        _ if name.starts_with(b"/memfd:") && mapping.deleted => format!("a memory file ({display})"),
+        _ if name.starts_with(b"/secretmem") => "secret memory (memfd_secret)".to_owned(),
         _ if name.starts_with(b"/[aio]") => "the ring of asynchronous I/O (io_setup)".to_owned(),
         _ if is_device(mapping) || (!special && (flag(b"io") || flag(b"pf"))) => format!("a device ({display})"),
         _ if mapping.inode != 0 && !name.starts_with(b"/") && !name.starts_with(b"[") => {

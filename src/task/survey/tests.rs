@@ -176,7 +176,7 @@ fn mappings_are_told_apart() {
         ("/anon_hugepage (deleted)", "rd ht", "huge"),
         ("anon_inode:[io_uring]", "rd", "io_uring"),
         ("/[aio] (deleted)", "rd", "asynchronous"),
-        ("/memfd:a (deleted)", "rd", "memory file"),
+        ("/secretmem (deleted)", "rd", "secret memory"),
         ("/sys/devices/x", "rd io", "a device"),
         ("/dev/null", "rd", "a device"),
         ("[uprobes]", "rd", "uprobes"),
