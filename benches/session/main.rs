@@ -1,6 +1,6 @@
-//! How long a session is frozen, dumped and restored: `cargo bench --bench session -- [--json] [--rounds N]`.
+//! How long a session is frozen, dumped and restored: `cargo bench --bench session -- [--json] [--rounds N] [--only TEXT]`.
 //!
-//! Two subjects: a bash with a background job under the holder of its pty, and a process with 1 GiB of touched memory. Each round starts
+//! Three subjects: a bash with a background job under the holder of its pty, a tmux server with 20 panes of bash, and a process with 1 GiB of touched memory. Each round starts
 //! a fresh one, dumps it while it runs on, dumps and kills it, and restores it. With `CRIU=path` each round does the same with CRIU, and
 //! the ratios are printed. Times are of whole processes, from their start to their end, except those of the freeze, which both programs
 //! report themselves: ptyagent's from the first stop until the session ran on or could have; CRIU's from the first stop until the session
@@ -12,6 +12,7 @@ mod subject;
 #[path = "../../tests/support/mod.rs"]
 mod support;
 mod table;
+mod tmux;
 mod tool;
 
 use std::path::{Path, PathBuf};
@@ -27,18 +28,21 @@ const LIMIT: Duration = Duration::from_secs(1800);
 struct Options {
     json: bool,
     rounds: Option<usize>,
+    /// Only subjects with this text in their name.
+    only: String,
 }
 
 fn options() -> Options {
-    let mut options = Options { json: false, rounds: None };
+    let mut options = Options { json: false, rounds: None, only: String::new() };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         match word.as_str() {
             "--json" => options.json = true,
             "--rounds" => options.rounds = words.next().and_then(|number| number.parse().ok()),
+            "--only" => options.only = words.next().unwrap_or_default(),
             // cargo bench says so.
             "--bench" => {}
-            other => panic!("unknown option {other}; there are --json and --rounds N"),
+            other => panic!("unknown option {other}; there are --json, --rounds N and --only TEXT"),
         }
     }
     options
@@ -56,9 +60,10 @@ fn main() {
     tools.extend(std::env::var_os("CRIU").map(|path| Tool::Criu(path.into())));
     let memory = Place { name: "tmpfs", dir: "/dev/shm".into() };
     let disk = Place { name: "temp dir", dir: std::env::temp_dir() };
-    let plan = [(Kind::Session, &memory, 20), (Kind::Session, &disk, 20), (Kind::Big, &memory, 5)];
+    let plan =
+        [(Kind::Session, &memory, 20), (Kind::Session, &disk, 20), (Kind::Tmux, &memory, 20), (Kind::Big, &memory, 5)];
     let mut results = Results::default();
-    for (kind, place, usual) in plan {
+    for (kind, place, usual) in plan.into_iter().filter(|(kind, ..)| kind.name().contains(&options.only)) {
         for _ in 0..options.rounds.unwrap_or(usual) {
             for tool in &tools {
                 results = round(kind, place, tool.clone(), results);

@@ -4,11 +4,14 @@ use std::fs;
 use std::process::{Command, Stdio};
 
 use crate::support::{Holder, PATIENCE, Subreaper, TempDir, compile, kill_session, subreaper, until};
+use crate::tmux::Tmux;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// An interactive bash with a background job, and the holder of its pty.
     Session,
+    /// A tmux server with 20 panes, each with an interactive bash.
+    Tmux,
     /// One process with 1 GiB of touched memory.
     Big,
 }
@@ -17,6 +20,7 @@ impl Kind {
     pub fn name(self) -> &'static str {
         match self {
             Kind::Session => "bash session",
+            Kind::Tmux => "tmux, 20 panes",
             Kind::Big => "1 GiB process",
         }
     }
@@ -24,6 +28,7 @@ impl Kind {
 
 pub enum Subject {
     Session(Holder),
+    Tmux(Tmux),
     Big(Big),
 }
 
@@ -47,6 +52,7 @@ impl Subject {
                 holder.wait_for_text("ready\n$");
                 Subject::Session(holder)
             }
+            Kind::Tmux => Subject::Tmux(Tmux::start()),
             Kind::Big => Subject::Big(Big::start()),
         }
     }
@@ -55,6 +61,7 @@ impl Subject {
     pub fn pid(&self) -> i32 {
         match self {
             Subject::Session(holder) => holder.pid(),
+            Subject::Tmux(tmux) => tmux.pid(),
             Subject::Big(big) => big.pid,
         }
     }
@@ -73,6 +80,7 @@ impl Subject {
                 holder.type_keys("echo al''ive\r");
                 holder.wait_for_new_output(seen, "alive\r\n");
             }
+            Subject::Tmux(tmux) => tmux.check(),
             Subject::Big(big) => assert!(fs::exists(format!("/proc/{}", big.pid)).unwrap()),
         }
     }
