@@ -38,6 +38,20 @@ pub fn block(bytes: &[u8]) -> u64 {
     xxh3_64(bytes)
 }
 
+/// [`block`] of bytes that come in pieces.
+#[derive(Default)]
+pub struct Hasher(Xxh3Default);
+
+impl Hasher {
+    pub fn update(&mut self, piece: &[u8]) {
+        self.0.update(piece);
+    }
+
+    pub fn value(&self) -> u64 {
+        self.0.digest()
+    }
+}
+
 /// Hashes a file as it is written, from pieces of any size.
 pub struct DigestStream {
     blocks: Vec<u64>,

@@ -23,6 +23,8 @@ use crate::error::{Context, Error, Result, Subject};
 const PAGE_SIZE: u64 = 4096;
 /// Files other than pages are read whole: none over 1 GiB is one that a dump wrote.
 const LARGEST: u64 = 1 << 30;
+/// Bytes that are read and hashed at a time: they stay in the cache.
+const PIECE: usize = 64 << 10;
 /// A file of pages of fewer blocks is hashed by one thread: 8 MiB take less time than starting another.
 const BLOCKS_FOR_THREADS: usize = 8;
 
@@ -310,6 +312,10 @@ fn digest_of(file: &File, size: u64) -> io::Result<Digest> {
         _ => std::thread::available_parallelism().map_or(1, |threads| threads.get().min(4)),
     };
     let share = count.div_ceil(threads).max(1);
+    if threads == 1 {
+        hash_blocks(file, size, 0, &mut values)?;
+        return Ok(Digest::from_blocks(size, &values));
+    }
     std::thread::scope(|scope| {
         let mut workers = Vec::new();
         for (part, values) in values.chunks_mut(share).enumerate() {
@@ -323,13 +329,18 @@ fn digest_of(file: &File, size: u64) -> io::Result<Digest> {
 
 /// Fills `values` with those of the file's blocks from `first` on.
 fn hash_blocks(file: &File, size: u64, first: usize, values: &mut [u64]) -> io::Result<()> {
-    let mut buffer = vec![0; BLOCK];
+    let mut buffer = vec![0; PIECE];
     for (index, value) in values.iter_mut().enumerate() {
-        let offset = ((first + index) * BLOCK) as u64;
-        // The last block is the only short one; a file of a few bytes costs a buffer, not more.
-        let len = (size - offset).min(BLOCK as u64) as usize;
-        file.read_exact_at(&mut buffer[..len], offset)?;
-        *value = digest::block(&buffer[..len]);
+        let mut offset = ((first + index) * BLOCK) as u64;
+        let end = size.min(offset + BLOCK as u64);
+        let mut hasher = digest::Hasher::default();
+        while offset < end {
+            let piece = &mut buffer[..(end - offset).min(PIECE as u64) as usize];
+            file.read_exact_at(piece, offset)?;
+            hasher.update(piece);
+            offset += piece.len() as u64;
+        }
+        *value = hasher.value();
     }
     Ok(())
 }

@@ -2,10 +2,11 @@
 //!
 //! Mappings come from /proc/PID/smaps (their flags) and maps, pages from /proc/PID/pagemap, contents by process_vm_readv: that
 //! needs nothing from inside, and two threads of the controller read and write at the same time. On the way back the task maps everything itself and
-//! reads its pages straight from the image file.
+//! reads its pages straight from the image file; of much memory the controller writes a half.
 //!
 //! Refused: huge pages of hugetlbfs, SysV segments, mappings of devices, userfaultfd and protection keys (the survey names them).
 
+pub mod give;
 pub mod inherit;
 pub mod layout;
 pub mod pages;

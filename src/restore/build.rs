@@ -5,10 +5,12 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use crate::error::{Context, Error, Result, Subject};
+use crate::files::restore::Opened;
 use crate::files::{epoll, pidfd};
 use crate::image::{Images, pb};
 use crate::inject::batch::{Ask, Batch};
 use crate::inject::{ThreadState, restart};
+use crate::mem::give;
 use crate::mem::inherit::{self, Stored};
 use crate::mem::pages::PageRange;
 use crate::mem::restore::{self as memory, Backing, Reads};
@@ -19,8 +21,10 @@ use crate::plan::Plan;
 use crate::procfs::{self, Mapping};
 use crate::task::cpu::Processor;
 use crate::task::identity::{self, Credentials};
-use crate::task::{regs, signals, thread, timers};
+use crate::task::thread::{self, Affinity};
+use crate::task::{regs, signals, timers};
 
+use super::pin;
 use super::stubs::Stub;
 
 /// Calls of one batch, at most: they have to fit the region.
@@ -32,19 +36,23 @@ pub struct Inherited {
     pub limits: [(u64, u64); 16],
     pub last_cap: u32,
     pub credentials: pb::CredsEntry,
-    /// Bits of the processors that it may run on.
-    pub affinity: Vec<u8>,
+    pub affinity: Affinity,
+}
+
+/// What tasks are built from.
+#[derive(Clone, Copy)]
+pub struct Means<'a> {
+    pub images: &'a Images,
+    pub plan: &'a Plan,
+    pub opened: &'a Opened,
+    pub shared: &'a Made,
+    pub vdsos: &'a Vdsos,
+    pub inherited: &'a Inherited,
 }
 
 /// Builds a task up to the point where only its threads, its credentials and its registers are missing.
-pub fn build(
-    stub: &mut Stub,
-    images: &Images,
-    plan: &Plan,
-    shared: &Made,
-    vdsos: &Vdsos,
-    inherited: &Inherited,
-) -> Result<()> {
+pub fn build(stub: &mut Stub, means: &Means<'_>) -> Result<()> {
+    let Means { images, plan, shared, vdsos, inherited, .. } = *means;
     let pid = stub.pid.0 as u32;
     let missing = || Error::Gone(stub.pid);
     let core = images.cores.get(&pid).ok_or_else(missing)?;
@@ -59,14 +67,8 @@ pub fn build(
 /// Builds the memory of a task, but for what [`build`] does last: protection, advice and locks.
 ///
 /// `from` is the task that made this one and whose memory was built before: what the two have in common is kept.
-pub fn map_memory(
-    stub: &mut Stub,
-    images: &Images,
-    plan: &Plan,
-    shared: &Made,
-    vdsos: &Vdsos,
-    from: Option<u32>,
-) -> Result<()> {
+pub fn map_memory(stub: &mut Stub, means: &Means<'_>, from: Option<u32>) -> Result<()> {
+    let Means { images, plan, opened, shared, vdsos, inherited: Inherited { affinity, .. } } = *means;
     let pid = stub.pid.0 as u32;
     let mm = images.mm.get(&pid).ok_or(Error::Gone(stub.pid))?;
     let mm = &*recorded(vdsos, mm, pid);
@@ -79,7 +81,7 @@ pub fn map_memory(
         let dropped = inherit::dropped(images, from, pid, &kept);
         run_all(stub, inherit::addresses(&dropped), "dropping pages of the parent", memory::drop_pages)?;
     }
-    read(stub, images, plan, mm, &kept)?;
+    read(stub, images, plan, opened, affinity, mm, &kept)?;
     lead_vdso(stub, vdsos, group)
 }
 
@@ -201,14 +203,40 @@ fn runs(images: &Images, pid: crate::ids::Pid) -> Result<&[pb::PagemapEntry]> {
     images.pagemaps.get(&(pid.0 as u32)).map(|pagemap| pagemap.entries.as_slice()).ok_or(Error::Gone(pid))
 }
 
-/// Reads the task's pages straight from the image, but for what it has kept.
-fn read(stub: &mut Stub, images: &Images, plan: &Plan, mm: &pb::MmEntry, kept: &[PageRange]) -> Result<()> {
+/// Reads the task's pages straight from the image, but for what it has kept. Of much memory this process copies a half.
+fn read(
+    stub: &mut Stub,
+    images: &Images,
+    plan: &Plan,
+    opened: &Opened,
+    affinity: &Affinity,
+    mm: &pb::MmEntry,
+    kept: &[PageRange],
+) -> Result<()> {
     let pid = stub.pid.0 as u32;
     let stored = inherit::stored(images, pid, kept).ok_or(Error::Gone(stub.pid))?;
     let skip = mm.vmas.iter().filter(|vma| !memory::is_made(vma)).map(|vma| vma.start..vma.end);
     let skip: Vec<Range<u64>> = skip.collect();
-    let wanted = |stored: &&Stored| !skip.iter().any(|range| range.contains(&stored.range.start));
-    let runs: Vec<&Stored> = stored.iter().filter(wanted).collect();
+    let wanted = |stored: &Stored| !skip.iter().any(|range| range.contains(&stored.range.start));
+    let inside: Vec<Stored> = stored.into_iter().filter(wanted).collect();
+    let (inside, outside) = give::split(inside);
+    if outside.is_empty() {
+        return read_inside(stub, plan, &inside);
+    }
+    let file = |pid| plan.slots.pages.get(&pid).and_then(|slot| opened.get(*slot));
+    let number = stub.pid;
+    std::thread::scope(|scope| {
+        let other = scope.spawn(|| {
+            pin::unpin(affinity);
+            give::copy(number, &outside, file)
+        });
+        let read = read_inside(stub, plan, &inside);
+        let given = other.join().unwrap_or_else(|_| Err(Error::failed("a copying thread failed")));
+        read.and(given)
+    })
+}
+
+fn read_inside(stub: &mut Stub, plan: &Plan, runs: &[Stored]) -> Result<()> {
     for runs in runs.chunks(CALLS) {
         let mut batch = Batch::new();
         let mut reads: Vec<Reads> = Vec::new();
@@ -221,7 +249,8 @@ fn read(stub: &mut Stub, images: &Images, plan: &Plan, mm: &pb::MmEntry, kept: &
             let got = answers.result(*call).during("reading the pages", Subject::Pid(stub.pid))?;
             if got as u64 != *expected {
                 return Err(Error::failed(format!(
-                    "the pages of process {pid} ended {} bytes early; the image is incomplete",
+                    "the pages of process {} ended {} bytes early; the image is incomplete",
+                    stub.pid,
                     *expected as i64 - got
                 )));
             }

@@ -4,6 +4,7 @@
 //! images are untouched.
 
 mod build;
+mod pin;
 pub mod space;
 mod stop;
 mod stubs;
@@ -28,7 +29,6 @@ use crate::mem::shared::Made;
 use crate::mem::vdso::Vdsos;
 use crate::plan::{Birth, Plan, Step, plan};
 use crate::procfs::{Stat, Status};
-use crate::sys::process::attributes::sched_getaffinity;
 use crate::sys::tty;
 use crate::task::cpu::{Mismatch, Processor};
 use crate::task::deadline;
@@ -36,10 +36,11 @@ use crate::task::record::STOPPED;
 use crate::trace::Stopped;
 use crate::tty::restore::{IndexPolicy, Pairs};
 
-use build::Inherited;
+use build::{Inherited, Means};
+use pin::Pinned;
 use space::Space;
 use stop::{await_stop, stop_action};
-use stubs::Stubs;
+use stubs::{Stub, Stubs};
 
 /// What the user asked for.
 #[derive(Debug, Clone)]
@@ -123,6 +124,8 @@ pub fn restore_with(
         let id = images.pagemaps.get(pid).map_or(*pid, |pagemap| pagemap.head.pages_id);
         execution.opened.open_pages(&request.dir.join(Kind::Pages(id).name()), *slot)?;
     }
+    let inherited = &execution.inherited.affinity;
+    let _pinned = Pinned::to_this_processor(inherited.ours.len(), inherited.set.clone());
     let mut created = None;
     for (done, step) in plan.steps.iter().enumerate() {
         tracing::debug!(%step, "step");
@@ -203,7 +206,7 @@ fn inherited() -> Result<Inherited> {
         .unwrap_or(40);
     // The secure bits of this very process: 0 is what everybody starts with.
     let credentials = crate::task::identity::credentials(&status, 0);
-    let affinity = sched_getaffinity(us.into()).during("asking for the affinity", Subject::None)?;
+    let affinity = pin::affinity()?;
     let limits = rlimits.map(|limit| (limit.soft, limit.hard));
     Ok(Inherited { limits, last_cap, credentials, affinity })
 }
@@ -361,14 +364,20 @@ impl Execution<'_> {
         stub.tracee.ask(batch)?.all_done("setting the foreground group", Subject::Pid(stub.pid))
     }
 
+    /// A task, and what it is built from.
+    fn site(&mut self, pid: u32) -> Result<(&mut Stub, Means<'_>)> {
+        let Execution { images, plan, opened, shared, vdsos, inherited, stubs, .. } = self;
+        Ok((stubs.get(pid)?, Means { images, plan, opened, shared, vdsos, inherited }))
+    }
+
     fn map(&mut self, pid: u32, from: Option<u32>) -> Result<()> {
-        let stub = self.stubs.get(pid)?;
-        build::map_memory(stub, self.images, self.plan, &self.shared, &self.vdsos, from)
+        let (stub, means) = self.site(pid)?;
+        build::map_memory(stub, &means, from)
     }
 
     fn build(&mut self, pid: u32) -> Result<()> {
-        let stub = self.stubs.get(pid)?;
-        build::build(stub, self.images, self.plan, &self.shared, &self.vdsos, &self.inherited)
+        let (stub, means) = self.site(pid)?;
+        build::build(stub, &means)
     }
 
     /// Ends a task the way it had ended.

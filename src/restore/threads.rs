@@ -38,8 +38,7 @@ pub fn create(stub: &mut Stub, images: &Images, tid: u32, inherited: &Inherited,
     let mut guest = stub.tracee.visit(thread, &Visit { pending: Pending::Nothing, left: &nothing_left })?;
     let own = images.own_thread(tid).cloned().unwrap_or_default();
     let mut batch = Batch::new();
-    // The affinity that it has is the leader's.
-    thread::restore(&mut batch, core, &own, &[]);
+    thread::restore(&mut batch, core, &own, &inherited.affinity);
     build::credentials(&mut batch, images, core, &own, inherited);
     thread::restore_pending(&mut batch, core, stub.pid.0 as u32, tid);
     guest.ask(batch)?.all_done("setting up the thread", Subject::Tid(number))?;

@@ -215,8 +215,17 @@ fn deadline(facts: &ThreadFacts, nanoseconds: u64) -> Option<u64> {
     (facts.sched.policy == SCHED_DEADLINE).then_some(nanoseconds)
 }
 
-/// Adds the calls that set everything but the credentials and what is pending. `affinity` is what the thread has already.
-pub fn restore(batch: &mut Batch, core: &pb::CoreEntry, own: &pb::PtyagentThread, affinity: &[u8]) {
+/// The processors that a restore may use.
+#[derive(Debug)]
+pub struct Affinity {
+    /// As the kernel tells them.
+    pub ours: Vec<u8>,
+    /// What is to be set for just these: all bits where nothing but the kernel restricts them, since processors may be added later.
+    pub set: Vec<u8>,
+}
+
+/// Adds the calls that set everything but the credentials and what is pending.
+pub fn restore(batch: &mut Batch, core: &pb::CoreEntry, own: &pb::PtyagentThread, affinity: &Affinity) {
     if let Some(stack) = core.thread_core.as_ref().and_then(|thread| thread.sas.as_ref()) {
         const SS_DISABLE: u64 = 2;
         // A stack of no size is one that is disabled; SS_ONSTACK is an answer, not a setting.
@@ -235,10 +244,11 @@ pub fn restore(batch: &mut Batch, core: &pb::CoreEntry, own: &pb::PtyagentThread
     }
     restore_scheduling(batch, core, own);
     restore_library(batch, core);
-    if let Some(recorded) = own.cpu_affinity.as_deref().filter(|recorded| *recorded != affinity) {
-        let mask = batch.input(recorded);
-        batch.must(libc::SYS_sched_setaffinity, [0u64.into(), recorded.len().into(), mask.into()]);
-    }
+    // The thread begins on the restore's one processor.
+    let other = own.cpu_affinity.as_deref().filter(|recorded| *recorded != affinity.ours);
+    let bits = other.unwrap_or(&affinity.set);
+    let mask = batch.input(bits);
+    batch.must(libc::SYS_sched_setaffinity, [0u64.into(), bits.len().into(), mask.into()]);
 }
 
 /// The nice value, the I/O priority, policy and priority. All are set, because a thread begins with those of the leader.

@@ -1,4 +1,4 @@
-//! Calls that read one scheduling or limit attribute of another task from outside.
+//! Calls that read one scheduling or limit attribute of another task from outside, and one that sets our own.
 
 use std::ffi::{CStr, CString};
 use std::os::unix::ffi::OsStrExt;
@@ -32,6 +32,21 @@ pub fn sched_getaffinity(tid: Tid) -> Result<Vec<u8>, Errno> {
     let mut mask: Vec<u8> = mask.iter().flat_map(|word| word.to_le_bytes()).collect();
     mask.truncate(written as usize);
     Ok(mask)
+}
+
+/// Sets the processors that the calling thread may run on, a mask as [`sched_getaffinity`] gives it; bits of processors that it must not use anyway are
+/// ignored. EINVAL: none is left.
+///
+/// sched_setaffinity(2), kernel/sched/syscalls.c.
+pub fn sched_setaffinity(mask: &[u8]) -> Result<(), Errno> {
+    // SAFETY: the kernel reads the mask's bytes.
+    answer(unsafe { libc::syscall(libc::SYS_sched_setaffinity, 0, mask.len(), mask.as_ptr()) }).map(drop)
+}
+
+/// The processor that the calling thread is on at this moment. getcpu(2).
+pub fn current_processor() -> Option<usize> {
+    // SAFETY: no pointers are passed.
+    usize::try_from(unsafe { libc::sched_getcpu() }).ok()
 }
 
 /// The kernel's `struct sched_attr` (include/uapi/linux/sched/types.h), version 1.
