@@ -34,7 +34,7 @@ pub(super) fn all() -> Vec<Item> {
     items.extend([
         item("yama ptrace_scope", yama(), "Only root, or an ancestor of the session, may dump it."),
         item("pidfd_open", own_pidfd(), "Processes cannot be pinned against reuse of their numbers: nothing works."),
-        item("pidfd_getfd", foreign_descriptor(), "Open files cannot be asked from outside; more states are refused."),
+        item("pidfd_getfd", foreign_descriptor(), "Open files cannot be asked from outside: nothing can be dumped."),
         item("kcmp", comparison(), "Shared open files cannot be told from separate ones: no session can be dumped."),
         item(
             "choose a pid",

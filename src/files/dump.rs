@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
-use crate::error::{Context, Error, Refusal, Result, Subject};
+use crate::error::{Context, Errno, Error, Refusal, Result, Subject};
 use crate::files::kind::{Descriptor, FileKind};
 use crate::files::memfd::{self, Memfds};
 use crate::files::ofd::{OfdId, OfdTable};
@@ -197,7 +197,12 @@ pub fn record(
 
 /// The controller's copy of a description.
 pub fn fetch(table: &Table<'_>, fd: RemoteFd) -> Result<OwnedFd> {
-    pidfd_getfd(table.pidfd, fd).during("fetching a copy", Subject::Fd(table.pid, fd.0))
+    pidfd_getfd(table.pidfd, fd).map_err(|errno| match errno {
+        Errno::ENOSYS => Error::failed(
+            "pidfd_getfd(2) is missing, without which open files cannot be asked: use Linux 5.6 or newer, outside a container that forbids the call",
+        ),
+        errno => Error::sys("fetching a copy", Subject::Fd(table.pid, fd.0), errno),
+    })
 }
 
 fn type_of(descriptor: &Descriptor) -> pb::FdTypes {

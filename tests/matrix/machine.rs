@@ -60,6 +60,7 @@ pub fn boot(engine: Engine, boot: &Boot) -> (Vec<Entry>, Option<String>) {
     // They are large, and can be made again.
     fs::remove_file(&initrd).unwrap();
     fs::remove_file(&disk).unwrap();
+    let _ = fs::remove_file(boot.dir.join("line"));
     let place = console.display();
     match (outcome, left) {
         (Ok(()), Some(entries)) => (entries, None),
@@ -90,6 +91,9 @@ fn start(engine: Engine, boot: &Boot, initrd: &Path, disk: &Path, console: &Path
     command.arg("-kernel").arg(boot.kernel).arg("-initrd").arg(initrd);
     command.args(["-append", &format!("console=ttyS0 quiet panic=-1 {}", boot.options)]);
     command.arg("-serial").arg(file_option("file:", console));
+    // The second and the third serial port are the ends of one line. The path of a socket may be no longer than 107 bytes.
+    command.args(["-chardev", "socket,id=one,path=line,server=on,wait=off", "-serial", "chardev:one"]);
+    command.args(["-chardev", "socket,id=other,path=line", "-serial", "chardev:other"]).current_dir(boot.dir);
     command.args(["-device", "nvme,drive=disk,serial=disk", "-drive"]);
     command.arg(file_option("if=none,id=disk,format=raw,cache=unsafe,file=", disk));
     let log = File::create(boot.dir.join("qemu")).unwrap();

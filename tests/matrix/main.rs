@@ -48,6 +48,9 @@ struct Options {
     /// Only suites with this in their names, "crossings" among them; may be repeated
     #[arg(long, value_name = "TEXT")]
     suite: Vec<String>,
+    /// Instead of suites, run this shell command in each guest
+    #[arg(long, value_name = "COMMAND")]
+    run: Option<String>,
     /// Write the results here as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -90,11 +93,14 @@ impl Options {
 
     /// Whether somebody has asked for more than the fast slice.
     fn is_explicit(&self) -> bool {
-        self.all || !self.kernel.is_empty() || !self.suite.is_empty()
+        self.all || !self.kernel.is_empty() || !self.suite.is_empty() || self.run.is_some()
     }
 
     fn suites(&self) -> Vec<Suite> {
         let wanted = |suite: &&Suite| {
+            if self.run.is_some() {
+                return false;
+            }
             if self.suite.is_empty() {
                 return self.is_explicit() || suite.fast;
             }
@@ -105,7 +111,7 @@ impl Options {
 
     /// Whether sessions go from kernel to kernel.
     fn crosses(&self) -> bool {
-        self.suite.is_empty() || self.suite.iter().any(|text| "crossings".contains(text.as_str()))
+        self.run.is_none() && self.suite.is_empty() || self.suite.iter().any(|text| "crossings".contains(text.as_str()))
     }
 
     fn kernels(&self, cache: &Path) -> Result<Vec<Kernel>, String> {
@@ -198,6 +204,16 @@ fn run(options: &Options) -> Result<Report, String> {
     let engine = probe(&kernels[0], &base, &dir);
     println!("machines: {engine:?}");
     let bench = Bench { engine, base: &base, dir: &dir };
+    if let Some(command) = &options.run {
+        let argv = ["bash", "-c", command].map(str::to_owned).to_vec();
+        let task = Task { name: "run".into(), argv, seconds: 600, ..Task::default() };
+        side_by_side(options.jobs, &kernels, |kernel| {
+            let name = format!("{}-run", kernel.name);
+            let (outcomes, left) = bench.run(kernel, Plan { name, tasks: vec![task.clone()], ..Plan::default() });
+            let log = left.iter().find(|entry| entry.path.ends_with("run.log")).map(Entry::text).unwrap_or_default();
+            println!("{}: {:?}\n{log}", kernel.name, outcomes[0]);
+        });
+    }
     let with_suites = if suites.is_empty() { &[][..] } else { &kernels };
     let on_each = side_by_side(options.jobs, with_suites, |kernel| {
         let tasks = suites.iter().map(|suite| suite.task(&binaries, engine.patience())).collect();

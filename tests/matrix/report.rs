@@ -55,6 +55,9 @@ impl Report {
 }
 
 fn table(corner: &str, kernels: &[(String, String)], cells: &[Cell]) -> String {
+    if cells.is_empty() {
+        return String::new();
+    }
     let mut columns: Vec<&str> = Vec::new();
     for cell in cells {
         if !columns.contains(&cell.column.as_str()) {

@@ -24,16 +24,18 @@ pub struct Suite {
 const SUITE: Suite = Suite { name: "", binary: "", arguments: &[], env: &[], seconds: 300, fast: false };
 
 /// In the order of the table.
-pub const SUITES: [Suite; 9] = [
+pub const SUITES: [Suite; 11] = [
     Suite { name: "check", seconds: 60, fast: true, ..SUITE },
     Suite { name: "terminals", binary: "terminals", seconds: 600, ..SUITE },
     Suite { name: "queues", binary: "queue", ..SUITE },
-    Suite { name: "round trips", binary: "roundtrip", ..SUITE },
+    Suite { name: "round trips", binary: "roundtrip", fast: true, ..SUITE },
     Suite { name: "objects", binary: "objects", ..SUITE },
     Suite { name: "kinds", binary: "kinds", ..SUITE },
     Suite { name: "threads", binary: "threads", ..SUITE },
     Suite { name: "memory", binary: "memory", ..SUITE },
     Suite { name: "sockets", binary: "sockets", ..SUITE },
+    Suite { name: "vDSO", binary: "vdso", ..SUITE },
+    Suite { name: "calls missing", binary: "lacks", ..SUITE },
 ];
 
 /// Builds test binaries, and yields where they are, by name.

@@ -97,6 +97,10 @@ impl System {
         system.put(Entry::dir("/tmp", 0o1777));
         system.put(Entry::device("/dev/console", 5, 1));
         system.put(Entry::device("/dev/null", 1, 3));
+        // Some of them are links here.
+        for folder in FOLDERS {
+            system.file(Path::new(folder));
+        }
         for (program, package) in PROGRAMS {
             support::require_from(program, package);
             let path = FOLDERS.iter().map(|folder| Path::new(folder).join(program)).find(|path| path.exists());
