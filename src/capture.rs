@@ -22,13 +22,14 @@ use crate::image::Images;
 use crate::inject::batch::{Ask, Batch};
 use crate::inject::rest::Transfer;
 use crate::inject::{Arrival, Entry, Infected, Placement, ThreadState, Visit, restart, rseq};
+use crate::mem::policy::{self, Policy};
 use crate::mem::{self, layout};
 use crate::procfs::{Mapping, Stat};
 use crate::sys::process::pidfd_getfd;
 use crate::sys::{ptrace, tty};
 use crate::task::deadline::Waits;
 use crate::task::freeze::{Frozen, FrozenProcess, freeze};
-use crate::task::record::{self, Outside};
+use crate::task::record::{self, Inside, Outside};
 use crate::task::survey::{
     IN_VFORK, Survey, SurveyMode, recheck, refuse_outsiders, refuse_threads, refuse_unsupported, survey,
 };
@@ -253,6 +254,7 @@ struct Entering {
     outside: Outside,
     signals: signals::Asked,
     identity: identity::Asked,
+    policy: policy::Asked,
     thread: thread::Asked,
     timers: timers::Asked,
     ttys: Vec<tty_records::Asked>,
@@ -277,18 +279,25 @@ fn infect_and_ask(
     let mut records = tty_records::Records::new();
     let mut processes = Vec::new();
     for (one, (tracee, answers)) in entering.into_iter().zip(entered) {
-        let Entering { pid, pidfd, guests, descriptors, outside, signals, identity, thread, timers, ttys } = one;
+        let Entering { pid, pidfd, guests, descriptors, outside, signals, identity, policy, thread, timers, ttys } =
+            one;
         let mappings = outside.mappings.clone();
         let mut captured = Captured { pid, pidfd, tracee, threads: Vec::new(), mappings };
-        let (mut signals, identity) = (signals.answers(&answers), identity.answers(&answers)?);
+        let comm = outside.stat.comm_text();
+        let mut signals = signals.answers(&answers);
         signals.timers.posix = timers.answers(&answers)?;
+        let locks_later = policy::locks_later(pid, &outside.status, captured.tracee.region().start)?;
+        let inside = Inside {
+            signals,
+            identity: identity.answers(&answers)?,
+            policy: Policy { locks_later, ..policy.answers(&answers) },
+            told: thread.answers(&answers, &outside.thread, pid, &comm)?,
+        };
         for tty in &ttys {
             tty.answers(&answers, &mut records)?;
         }
-        let comm = outside.stat.comm_text();
         let state = recordable(&captured, captured.tracee.original(), &comm, mode)?;
-        let told = thread.answers(&answers, &outside.thread, pid, &comm)?;
-        record::record(images, ids, &outside, &state, signals, &identity, &told)?;
+        record::record(images, ids, &outside, &state, inside)?;
         for (stopped, facts) in guests {
             let (stopped, state, told) = visit(&mut captured, stopped, &facts, &outside, &descriptors)?;
             captured.threads.push(stopped);
@@ -306,11 +315,15 @@ fn arrive(known: Known, terminals: &Terminals) -> Result<(Arrival, Entering)> {
     let mut batch = Batch::new();
     let signals = signals::ask(&mut batch);
     let identity = identity::ask(&mut batch);
+    let policy = policy::ask(&mut batch);
     let thread = thread::ask(&mut batch, &outside.thread);
     let timers = timers::ask(&mut batch, &outside.timers);
     let ttys = terminals.ask(pid, &mut batch);
     let arrival = arrival(&pidfd, leader, &guests, &outside, &descriptors, batch)?;
-    Ok((arrival, Entering { pid, pidfd, guests, descriptors, outside, signals, identity, thread, timers, ttys }))
+    Ok((
+        arrival,
+        Entering { pid, pidfd, guests, descriptors, outside, signals, identity, policy, thread, timers, ttys },
+    ))
 }
 
 /// Asks a thread that is not the leader; yields it about to go on.

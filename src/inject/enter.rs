@@ -283,13 +283,14 @@ impl Arrival {
                     Placement::Replace => libc::MAP_FIXED,
                 };
                 let flags = (libc::MAP_SHARED | fixed) as u64;
-                let protection = (libc::PROT_READ | libc::PROT_WRITE) as u64;
+                // Executable from the start: a process may have sworn to make nothing so later on (PR_SET_MDWE).
+                let protection = (libc::PROT_READ | libc::PROT_EXEC) as u64;
                 let args = [self.base, size, protection, flags, fd as u64, 0];
                 self.send(libc::SYS_mmap, args, &[Cleanup::UnmapResult { len: size }, close])
             }
             Call::Protect => {
-                let text = (libc::PROT_READ | libc::PROT_EXEC) as u64;
-                let args = [self.base, wire::DATA_OFFSET, text, 0, 0, 0];
+                let data = (libc::PROT_READ | libc::PROT_WRITE) as u64;
+                let args = [self.base + wire::DATA_OFFSET, size - wire::DATA_OFFSET, data, 0, 0, 0];
                 self.send(libc::SYS_mprotect, args, &[Cleanup::Unmap { start: self.base, len: size }, close])
             }
         }

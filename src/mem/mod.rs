@@ -10,6 +10,7 @@ pub mod give;
 pub mod inherit;
 pub mod layout;
 pub mod pages;
+pub mod policy;
 pub mod restore;
 pub mod shared;
 pub mod vdso;

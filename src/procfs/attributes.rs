@@ -174,6 +174,13 @@ pub fn coredump_filter(pid: Pid) -> Result<Option<u32>> {
     one("reading the coredump filter", pid, "coredump_filter", 16)
 }
 
+/// The nice value that the processes of a session have in common; `None` without CONFIG_SCHED_AUTOGROUP. kernel/sched/autogroup.c, Linux 2.6.38.
+pub fn autogroup_nice(pid: Pid) -> Result<Option<i32>> {
+    let Some(text) = read_optional("reading the nice value of the session", pid, "autogroup")? else { return Ok(None) };
+    // Nothing is shown of a process that belongs to no session's group.
+    Ok(words(&text).last().and_then(|word| number(word, 10)))
+}
+
 /// Nanoseconds. For another thread than the calling one CAP_SYS_NICE is needed (EPERM).
 pub fn timer_slack(pid: Pid) -> Result<Option<u64>> {
     one("reading the timer slack", pid, "timerslack_ns", 10)

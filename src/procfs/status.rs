@@ -65,6 +65,10 @@ pub struct Status {
     pub threads: u32,
     /// 1 where transparent huge pages are not switched off by prctl. Since 5.0.
     pub thp_enabled: Option<u32>,
+    /// KiB that mlock(2) and mlockall(2) hold in memory; absent for a zombie.
+    pub locked_kib: Option<u64>,
+    /// The bits of an address that count, where linear address masking exists. Since 6.4.
+    pub untag_mask: Option<u64>,
 }
 
 impl Status {
@@ -96,6 +100,10 @@ impl Table<'_> {
 
     fn one<T: TryFrom<i128>>(&self, key: &str, base: u32) -> Option<T> {
         number(self.0.get(key.as_bytes())?, base)
+    }
+
+    fn kib(&self, key: &str) -> Option<u64> {
+        number(self.0.get(key.as_bytes())?.strip_suffix(b" kB")?, 10)
     }
 
     fn ids(&self, key: &str) -> Option<Ids> {
@@ -133,6 +141,8 @@ impl Table<'_> {
             core_dumping: self.one("CoreDumping", 10),
             threads: self.one("Threads", 10)?,
             thp_enabled: self.one("THP_enabled", 10),
+            locked_kib: self.kib("VmLck"),
+            untag_mask: self.0.get(&b"untag_mask"[..]).and_then(|mask| number(mask.strip_prefix(b"0x")?, 16)),
         })
     }
 }
@@ -148,7 +158,7 @@ mod tests {
         Threads:\t3\nSigQ:\t0/96343\nSigPnd:\t0000000000000001\nShdPnd:\t0000000000000002\nSigBlk:\t8000000000000000\n\
         SigIgn:\t0000000000001000\nSigCgt:\t0000000000000004\nCapInh:\t0000000000000000\nCapPrm:\t000001fffeffffff\n\
         CapEff:\t000001fffeffffff\nCapBnd:\t000001ffffffffff\nCapAmb:\t0000000000000000\nNoNewPrivs:\t1\nSeccomp:\t2\n\
-        Seccomp_filters:\t3\n";
+        Seccomp_filters:\t3\nVmLck:\t      12 kB\nuntag_mask:\t0xffffffffffffff00\n";
 
     #[test]
     fn every_field_is_found() {
@@ -164,6 +174,7 @@ mod tests {
         assert_eq!((status.umask, status.no_new_privs, status.seccomp), (Some(0o22), Some(1), Some(2)));
         assert_eq!((status.seccomp_filters, status.kernel_thread, status.core_dumping), (Some(3), None, None));
         assert_eq!(status.capabilities.bounding, 0x1ff_ffff_ffff);
+        assert_eq!((status.locked_kib, status.untag_mask), (Some(12), Some(!0xff)));
     }
 
     #[test]

@@ -16,13 +16,13 @@ use crate::mem::pages::PageRange;
 use crate::mem::restore::{self as memory, Backing, Reads};
 use crate::mem::shared::{self, Made};
 use crate::mem::vdso::{self, Fit, Vdsos};
-use crate::mem::{self, layout};
+use crate::mem::{self, layout, policy};
 use crate::plan::Plan;
 use crate::procfs::{self, Mapping};
 use crate::task::cpu::Processor;
 use crate::task::identity::{self, Credentials};
 use crate::task::thread::{self, Affinity};
-use crate::task::{regs, signals, timers};
+use crate::task::{modes, regs, signals, timers};
 
 use super::pin;
 use super::stubs::Stub;
@@ -276,7 +276,10 @@ fn finish_memory(stub: &mut Stub, images: &Images, mm: &pb::MmEntry) -> Result<(
             stub.tracee.ask(batch)?;
         }
     }
-    Ok(())
+    let core = images.cores.get(&pid).ok_or(Error::Gone(stub.pid))?;
+    let mut batch = Batch::new();
+    policy::restore(&mut batch, core, &images.own_task(pid).cloned().unwrap_or_default());
+    if batch.is_empty() { Ok(()) } else { run(stub, batch, "setting what holds for the memory as a whole") }
 }
 
 /// What only our own image says of a mapping.
@@ -363,6 +366,7 @@ pub fn identify(stub: &mut Stub, images: &Images, inherited: &Inherited) -> Resu
     let own = images.own_task(pid).cloned().unwrap_or_default();
     let own_thread = images.own_thread(pid).cloned().unwrap_or_default();
     let mut batch = Batch::new();
+    modes::restore(&mut batch, &own_thread);
     credentials(&mut batch, images, core, &own_thread, inherited);
     identity::restore_dumpable(&mut batch, &own);
     if !batch.is_empty() {

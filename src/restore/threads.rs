@@ -8,7 +8,7 @@ use crate::inject::restart::Pending;
 use crate::inject::{Visit, nothing_left};
 use crate::sys::ptrace;
 use crate::task::cpu::Processor;
-use crate::task::{deadline, thread};
+use crate::task::{deadline, modes, thread};
 use crate::trace::Stopped;
 
 use super::build::{self, Inherited};
@@ -39,6 +39,7 @@ pub fn create(stub: &mut Stub, images: &Images, tid: u32, inherited: &Inherited,
     let own = images.own_thread(tid).cloned().unwrap_or_default();
     let mut batch = Batch::new();
     thread::restore(&mut batch, core, &own, &inherited.affinity);
+    modes::restore(&mut batch, &own);
     build::credentials(&mut batch, images, core, &own, inherited);
     thread::restore_pending(&mut batch, core, stub.pid.0 as u32, tid);
     guest.ask(batch)?.all_done("setting up the thread", Subject::Tid(number))?;

@@ -154,6 +154,16 @@ pub fn rseq_configuration(tid: Tid) -> Result<RseqConfiguration, Errno> {
     Ok(config)
 }
 
+/// PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG: whether system calls of a thread may come back to it as signals (prctl(2),
+/// PR_SET_SYSCALL_USER_DISPATCH). EIO before Linux 6.4.
+pub fn dispatches_calls(tid: Tid) -> Result<bool, Errno> {
+    const PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG: u32 = 0x4211;
+    // struct ptrace_sud_config: mode, selector, offset, len.
+    let mut config = [0u64; 4];
+    request(PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG, tid, size_of_val(&config), &raw mut config as usize)?;
+    Ok(config[0] != 0)
+}
+
 /// PTRACE_SECCOMP_GET_FILTER: the program of a filter, 0 the newest. ENOENT: there is no such filter; EACCES: without CAP_SYS_ADMIN; EINVAL: no
 /// filters at all. Linux 4.4.
 pub fn seccomp_filter(tid: Tid, index: usize) -> Result<Vec<u8>, Errno> {

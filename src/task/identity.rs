@@ -3,11 +3,13 @@
 //! /proc/PID/status tells most of it outside; what only `current` may ask is asked inside by prctl. On the way back everything is set
 //! inside, the credentials last but for what a change of credentials resets (dumpable, the parent-death signal).
 
+use std::time::Duration;
+
 use crate::error::{Context, Result, Subject};
 use crate::ids::Pid;
 use crate::image::pb;
 use crate::inject::batch::{Answers, Batch, Buffer, CallId};
-use crate::procfs::Status;
+use crate::procfs::{self, Status, attributes};
 
 /// SECBIT_KEEP_CAPS | SECBIT_NO_SETUID_FIXUP: while the identity is being put together, no uid change may drop a capability.
 const SECBITS_WHILE_SETTING: i32 = (1 << 4) | (1 << 2);
@@ -16,8 +18,6 @@ const CAPABILITY_VERSION: u32 = 0x2008_0522;
 const RLIMITS: i32 = 16;
 const RLIMIT_SIZE: usize = 16;
 const PERSONALITY_QUERY: u64 = 0xffff_ffff;
-const PR_GET_THP_DISABLE: i32 = 42;
-const PR_SET_THP_DISABLE: i32 = 41;
 /// arch_prctl(2), Linux 5.16: extended state that is used only after asking for it (AMX).
 const ARCH_GET_XCOMP_PERM: i32 = 0x1022;
 const ARCH_REQ_XCOMP_PERM: i32 = 0x1023;
@@ -30,7 +30,6 @@ pub struct Asked {
     limits: Vec<Buffer>,
     personality: CallId,
     dumpable: CallId,
-    thp_disabled: CallId,
     xcomp_permissions: (CallId, Buffer),
     subreaper: Buffer,
     brk: CallId,
@@ -45,7 +44,6 @@ pub fn ask(batch: &mut Batch) -> Asked {
             old
         })
         .collect();
-    let prctl = |batch: &mut Batch, option: i32| batch.call(libc::SYS_prctl, [option.into()]);
     let prctl_into = |batch: &mut Batch, option: i32| {
         let value = batch.output(8);
         (batch.call(libc::SYS_prctl, [option.into(), value.into()]), value)
@@ -55,8 +53,7 @@ pub fn ask(batch: &mut Batch) -> Asked {
     Asked {
         limits,
         personality: batch.call(libc::SYS_personality, [PERSONALITY_QUERY.into()]),
-        dumpable: prctl(batch, libc::PR_GET_DUMPABLE),
-        thp_disabled: prctl(batch, PR_GET_THP_DISABLE),
+        dumpable: batch.call(libc::SYS_prctl, [libc::PR_GET_DUMPABLE.into()]),
         xcomp_permissions: (batch.call(libc::SYS_arch_prctl, ask_permissions), permissions),
         subreaper: prctl_into(batch, libc::PR_GET_CHILD_SUBREAPER).1,
         brk: batch.call(libc::SYS_brk, [0u64.into()]),
@@ -69,7 +66,6 @@ pub struct Identity {
     pub limits: pb::TaskRlimitsEntry,
     pub personality: u32,
     pub dumpable: i32,
-    pub thp_disabled: bool,
     /// XCR0 bits that the process may use; none where the kernel asks for no permission.
     pub xcomp_permissions: Option<u64>,
     pub subreaper: bool,
@@ -88,7 +84,6 @@ impl Asked {
             limits: pb::TaskRlimitsEntry { rlimits: limits },
             personality: get(self.personality, "asking for the personality")? as u32,
             dumpable: get(self.dumpable, "asking for the dumpable flag")? as i32,
-            thp_disabled: answers.result(self.thp_disabled) == Ok(1),
             xcomp_permissions: answers
                 .result(self.xcomp_permissions.0)
                 .is_ok()
@@ -96,6 +91,14 @@ impl Asked {
             subreaper: answers.u32(self.subreaper, 0) != 0,
             brk: get(self.brk, "asking for the break")? as u64,
         })
+    }
+}
+
+impl Identity {
+    /// A dumpable flag of 2 is the kernel's to give, not a program's: it comes back as 0.
+    pub fn loss(&self, pid: u32) -> Option<pb::PtyagentLoss> {
+        let text = "its cores, which root alone could read, will not be written at all any more (dumpable is 2)";
+        (self.dumpable > 1).then(|| pb::PtyagentLoss { pid: Some(pid), fd: None, text: Some(text.to_owned()) })
     }
 }
 
@@ -121,9 +124,6 @@ pub fn restore_attributes(batch: &mut Batch, core: &pb::CoreEntry, own: &pb::Pty
     }
     for bit in (0..64u64).filter(|bit| own.xcomp_permissions.unwrap_or(0) & ASKED_FOR & (1 << bit) != 0) {
         batch.must(libc::SYS_arch_prctl, [ARCH_REQ_XCOMP_PERM.into(), bit.into()]);
-    }
-    if own.thp_disabled == Some(true) {
-        batch.must(libc::SYS_prctl, [PR_SET_THP_DISABLE.into(), 1u64.into()]);
     }
 }
 
@@ -183,8 +183,8 @@ pub fn restore_credentials(
 
 /// Adds the call that sets the dumpable flag of the process, which every change of credentials in any of its threads resets.
 pub fn restore_dumpable(batch: &mut Batch, own: &pb::PtyagentTask) {
-    if let Some(dumpable) = own.dumpable.filter(|dumpable| *dumpable <= 1) {
-        batch.must(libc::SYS_prctl, [libc::PR_SET_DUMPABLE.into(), u64::from(dumpable).into()]);
+    if let Some(dumpable) = own.dumpable {
+        batch.must(libc::SYS_prctl, [libc::PR_SET_DUMPABLE.into(), u64::from(dumpable == 1).into()]);
     }
 }
 
@@ -229,8 +229,9 @@ fn set_ambient(batch: &mut Batch, wanted: u64) {
     }
 }
 
-/// What is written from outside: the core dump filter, and the oom score, which a privileged restore may lower.
+/// What is written from outside: the core dump filter, the nice value of the session, and the oom score, which a privileged restore may lower.
 pub fn restore_outside(pid: Pid, own: &pb::PtyagentTask) -> Result<()> {
+    restore_autogroup(pid, own.autogroup_nice.unwrap_or(0))?;
     if let Some(filter) = own.coredump_filter {
         let path = format!("/proc/{pid}/coredump_filter");
         std::fs::write(&path, format!("{filter:#x}")).during("setting the core dump filter", Subject::Pid(pid))?;
@@ -243,4 +244,24 @@ pub fn restore_outside(pid: Pid, own: &pb::PtyagentTask) -> Result<()> {
     }
     std::fs::write(&path, wanted.to_string())
         .during("setting the oom score (lowering it needs CAP_SYS_RESOURCE)", Subject::Pid(pid))
+}
+
+/// The processes of a session have one nice value in common, which the first of them sets. Without CAP_SYS_ADMIN one of all is set in 100 ms.
+fn restore_autogroup(pid: Pid, nice: i32) -> Result<()> {
+    const TRIES: usize = 50;
+    let current = attributes::autogroup_nice(pid)?;
+    if current.is_none_or(|current| current == nice) {
+        return Ok(());
+    }
+    let path = procfs::path(pid, "autogroup");
+    let mut tries = 0;
+    loop {
+        match std::fs::write(&path, nice.to_string()) {
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock && tries < TRIES => {
+                tries += 1;
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            result => return result.during("setting the nice value of the session", Subject::Pid(pid)),
+        }
+    }
 }

@@ -4,6 +4,7 @@ pub mod cpu;
 pub mod deadline;
 pub mod freeze;
 pub mod identity;
+pub mod modes;
 pub mod record;
 pub mod regs;
 pub mod rseq;

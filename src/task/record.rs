@@ -10,7 +10,8 @@ use crate::ids::{Pid, Tid};
 use crate::image::{Images, pb};
 use crate::inject::ThreadState;
 use crate::mem;
-use crate::procfs::attributes::PosixTimer;
+use crate::mem::policy::Policy;
+use crate::procfs::attributes::{self, PosixTimer};
 use crate::procfs::{Auxv, Mapping, Sharing, Stat, Status};
 use crate::sys::ptrace::PendingQueue;
 
@@ -40,6 +41,7 @@ pub struct Outside {
     pub root: PathBuf,
     pub oom_score_adj: Option<i32>,
     pub coredump_filter: Option<u32>,
+    pub autogroup_nice: Option<i32>,
     pub timers: Vec<PosixTimer>,
     /// Seccomp filters, the oldest first.
     pub filters: Vec<Vec<u8>>,
@@ -65,11 +67,21 @@ impl Outside {
             root: PathBuf::from(&alive.root),
             oom_score_adj: alive.oom_score_adj,
             coredump_filter: alive.coredump_filter,
+            autogroup_nice: attributes::autogroup_nice(pid)?,
             timers: alive.timers.clone().unwrap_or_default(),
             filters: if facts.status.seccomp == Some(2) { seccomp::filters(pid.into())? } else { Vec::new() },
             stop_signal,
         })
     }
+}
+
+/// What its thread group leader was asked inside.
+#[derive(Debug)]
+pub struct Inside {
+    pub signals: Signals,
+    pub identity: Identity,
+    pub policy: Policy,
+    pub told: Told,
 }
 
 /// Adds a live process to the images. The files that it names by path are added too; descriptors and terminals are others' business.
@@ -78,10 +90,9 @@ pub fn record(
     files: &mut FileIds,
     outside: &Outside,
     state: &ThreadState,
-    signals: Signals,
-    identity: &Identity,
-    told: &Told,
+    inside: Inside,
 ) -> Result<()> {
+    let Inside { signals, identity, policy, told } = &inside;
     let pid = outside.stat.pid.0 as u32;
     images.pstree.push(pb::PstreeEntry {
         pid,
@@ -93,8 +104,8 @@ pub fn record(
     let ids = pb::TaskKobjIdsEntry { vm_id: pid, files_id: pid, fs_id: pid, sighand_id: pid, ..Default::default() };
     images.ids.insert(pid, ids);
     record_fs(images, files, outside);
-    record_mm(images, files, outside, identity)?;
-    let task = task_core(outside, state, signals, identity);
+    record_mm(images, files, outside, identity, policy)?;
+    let task = task_core(outside, state, signals, identity, policy);
     let mut core = pb::CoreEntry { tc: Some(task), ids: Some(ids), ..thread::core(&outside.thread, state, told)? };
     if !outside.filters.is_empty() {
         let newest = seccomp::record(images, &outside.filters);
@@ -104,7 +115,8 @@ pub fn record(
     }
     images.cores.insert(pid, core);
     let own = images.own.get_or_insert_default();
-    own.tasks.push(own_task(outside, identity, told));
+    own.tasks.push(own_task(outside, identity, policy, told));
+    own.losses.extend(identity.loss(pid));
     own.threads.push(thread::own(outside.stat.pid, &outside.thread, state, told));
     Ok(())
 }
@@ -133,7 +145,13 @@ fn record_fs(images: &mut Images, files: &mut FileIds, outside: &Outside) {
     images.fs.insert(outside.stat.pid.0 as u32, pb::FsEntry { cwd_id, root_id, umask: outside.status.umask });
 }
 
-fn record_mm(images: &mut Images, files: &mut FileIds, outside: &Outside, identity: &Identity) -> Result<()> {
+fn record_mm(
+    images: &mut Images,
+    files: &mut FileIds,
+    outside: &Outside,
+    identity: &Identity,
+    policy: &Policy,
+) -> Result<()> {
     let stat = &outside.stat;
     let comm = stat.comm_text();
     let holder = Holder { pid: stat.pid, comm: &comm, fd: None };
@@ -158,7 +176,7 @@ fn record_mm(images: &mut Images, files: &mut FileIds, outside: &Outside, identi
         mm_saved_auxv: outside.auxv.0.iter().chain([&(0, 0)]).flat_map(|(kind, value)| [*kind, *value]).collect(),
         vmas,
         dumpable: Some(identity.dumpable),
-        thp_disabled: identity.thp_disabled.then_some(true),
+        thp_disabled: policy.thp_disabled.map(|_| true),
         ..Default::default()
     };
     images.mm.insert(stat.pid.0 as u32, entry);
@@ -193,7 +211,13 @@ fn backing(images: &mut Images, files: &mut FileIds, mapping: &Mapping, holder: 
     Ok(Some(files.of_path(images, Path::new(&mapping.name), flags)))
 }
 
-fn task_core(outside: &Outside, state: &ThreadState, signals: Signals, identity: &Identity) -> pb::TaskCoreEntry {
+fn task_core(
+    outside: &Outside,
+    state: &ThreadState,
+    signals: &Signals,
+    identity: &Identity,
+    policy: &Policy,
+) -> pb::TaskCoreEntry {
     pb::TaskCoreEntry {
         task_state: if outside.stop_signal.is_some() { STOPPED } else { ALIVE },
         exit_code: 0,
@@ -201,17 +225,18 @@ fn task_core(outside: &Outside, state: &ThreadState, signals: Signals, identity:
         flags: outside.stat.flags,
         blk_sigset: state.sigmask,
         comm: outside.stat.comm.as_bytes().to_vec(),
-        timers: Some(signals.timers),
+        timers: Some(signals.timers.clone()),
         rlimits: Some(identity.limits.clone()),
         signals_s: Some(outside.process_pending.clone()),
         oom_score_adj: outside.oom_score_adj,
-        sigactions: signals.actions,
+        sigactions: signals.actions.clone(),
         child_subreaper: identity.subreaper.then_some(true),
+        membarrier_registration_mask: policy.membarrier,
         ..Default::default()
     }
 }
 
-fn own_task(outside: &Outside, identity: &Identity, told: &Told) -> pb::PtyagentTask {
+fn own_task(outside: &Outside, identity: &Identity, policy: &Policy, told: &Told) -> pb::PtyagentTask {
     let span = |name: &str| {
         let found: Vec<&Mapping> =
             outside.mappings.iter().filter(|mapping| mapping.name.as_bytes().starts_with(name.as_bytes())).collect();
@@ -242,7 +267,12 @@ fn own_task(outside: &Outside, identity: &Identity, told: &Told) -> pb::Ptyagent
         timer_slack_ns: Some(told.timerslack),
         xcomp_permissions: identity.xcomp_permissions,
         coredump_filter: outside.coredump_filter,
-        thp_disabled: identity.thp_disabled.then_some(true),
+        autogroup_nice: outside.autogroup_nice,
+        thp_disabled: policy.thp_disabled.map(|_| true),
+        thp_disable_flags: policy.thp_disabled,
+        memory_merge: policy.merge,
+        mdwe: policy.mdwe,
+        mlockall: policy.locks_later,
         vmas: outside.mappings.iter().filter_map(mem::to_own_entry).collect(),
         ..Default::default()
     }

@@ -8,6 +8,7 @@
 //! read, says what has changed and yields the fresh facts.
 
 mod refusals;
+mod threads;
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -18,7 +19,8 @@ use crate::ids::{Pid, Tid};
 use crate::procfs::attributes::{self, Cgroup, PosixTimer};
 use crate::procfs::{self, Auxv, Mapping, Namespaces, Stat, Status, fdinfo, maps, tree};
 
-pub use refusals::{IN_VFORK, refuse_outsiders, refuse_threads, refuse_unsupported, waits_in_vfork};
+pub use refusals::{IN_VFORK, refuse_outsiders, refuse_unsupported, waits_in_vfork};
+pub use threads::refuse_threads;
 
 /// What the survey is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

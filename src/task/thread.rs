@@ -5,7 +5,7 @@
 
 use std::fs::File;
 
-use crate::error::{Context, Error, Result, Subject};
+use crate::error::{Context, Error, Refusal, Result, Subject};
 use crate::ids::{Pid, Tid};
 use crate::image::pb;
 use crate::inject::ThreadState;
@@ -15,16 +15,21 @@ use crate::procfs::{self, Status};
 use crate::sys::process::attributes::{
     SchedAttr, get_robust_list, getpriority, ioprio_get, sched_getaffinity, sched_getattr,
 };
-use crate::sys::ptrace::{PendingQueue, RseqConfiguration};
+use crate::sys::ptrace::{self, PendingQueue, RseqConfiguration};
 use crate::trace::Stopped;
 
 use super::deadline::Waits;
+use super::modes::{self, Modes};
 use super::{identity, regs, rseq, signals};
 
 /// stack_t: address, flags (padded), size.
 const STACK: usize = 24;
 const SCHED_DEADLINE: u32 = 6;
 const IOPRIO_CLASS_SHIFT: u32 = 13;
+const SCHED_OTHER: u32 = 0;
+const SCHED_IDLE: u32 = 5;
+/// The policies whose threads may have a slice of their own: with SCHED_BATCH.
+const FAIR: [u32; 3] = [SCHED_OTHER, 3, SCHED_IDLE];
 /// In a policy, and as a flag of struct sched_attr.
 const SCHED_RESET_ON_FORK: u32 = 0x4000_0000;
 const SCHED_FLAG_RESET_ON_FORK: u64 = 1;
@@ -39,6 +44,8 @@ pub struct ThreadFacts {
     pub rseq: rseq::Area,
     pub robust_list: (u64, usize),
     pub sched: SchedAttr,
+    /// What a thread of the fair class runs for at a time, in nanoseconds, where it has chosen that (Linux 6.12).
+    pub slice: Option<u64>,
     /// -20 to 19, whatever the policy is.
     pub nice: i32,
     /// As ioprio_get(2); 0 where no class is set.
@@ -55,8 +62,11 @@ impl ThreadFacts {
         let tid = thread.tid();
         let comm = std::fs::read(procfs::thread_path(pid, tid, "comm"));
         let comm = comm.map_err(|error| procfs::failure("reading the name of a thread", pid, &error))?;
+        refuse_dispatched(pid, tid, &comm)?;
         let failed = |operation| move |errno| Error::sys(operation, Subject::Tid(tid), errno);
         let robust = get_robust_list(tid).map_err(failed("asking for the robust list"))?;
+        let sched = sched_getattr(tid).map_err(failed("asking for the scheduling"))?;
+        let usual = sched_getattr(Tid(0)).map_err(failed("asking for the usual slice"))?.runtime;
         Ok(ThreadFacts {
             tid,
             comm: comm.strip_suffix(b"\n").unwrap_or(&comm).to_vec(),
@@ -64,7 +74,8 @@ impl ThreadFacts {
             pending: signals::pending(tid, PendingQueue::Thread)?,
             rseq: rseq::Area::of(pid, tid)?,
             robust_list: (robust.0.0, robust.1),
-            sched: sched_getattr(tid).map_err(failed("asking for the scheduling"))?,
+            sched,
+            slice: Some(sched.runtime).filter(|slice| FAIR.contains(&sched.policy) && *slice != usual),
             nice: getpriority(tid).map_err(failed("asking for the nice value"))?,
             // Where the class is "none" old kernels show a level, which can be read only.
             ioprio: ioprio_get(tid).ok().filter(|value| value >> IOPRIO_CLASS_SHIFT != 0).unwrap_or(0),
@@ -79,6 +90,20 @@ impl ThreadFacts {
     }
 }
 
+/// A call of ours would come back to such a thread as a signal.
+fn refuse_dispatched(pid: Pid, tid: Tid, comm: &[u8]) -> Result<()> {
+    if ptrace::dispatches_calls(tid) != Ok(true) {
+        return Ok(());
+    }
+    Err(Error::Refused(Refusal {
+        pid,
+        comm: String::from_utf8_lossy(comm).trim_end().to_owned(),
+        fd: None,
+        kind: format!("its thread {tid} handles its system calls itself (PR_SET_SYSCALL_USER_DISPATCH)"),
+        remedy: "end that program, then dump again".into(),
+    }))
+}
+
 /// What was asked in a batch.
 #[derive(Debug)]
 pub struct Asked {
@@ -88,6 +113,7 @@ pub struct Asked {
     secbits: CallId,
     timerslack: CallId,
     rseq: Option<rseq::Asked>,
+    modes: modes::Asked,
 }
 
 /// Adds the questions to a batch that the thread itself runs.
@@ -104,6 +130,7 @@ pub fn ask(batch: &mut Batch, facts: &ThreadFacts) -> Asked {
         secbits: batch.call(libc::SYS_prctl, [libc::PR_GET_SECUREBITS.into()]),
         timerslack: batch.call(libc::SYS_prctl, [libc::PR_GET_TIMERSLACK.into()]),
         rseq: rseq::ask(batch, &facts.rseq),
+        modes: modes::ask(batch),
     }
 }
 
@@ -118,6 +145,7 @@ pub struct Told {
     pub timerslack: u64,
     /// The restartable sequence area, if there is one.
     pub rseq: Option<RseqConfiguration>,
+    pub modes: Modes,
 }
 
 impl Asked {
@@ -140,6 +168,7 @@ impl Asked {
                 Some(asked) => asked.answers(answers, pid, comm)?,
                 None => facts.rseq.place(),
             },
+            modes: self.modes.answers(answers),
         })
     }
 }
@@ -181,7 +210,7 @@ pub fn core(facts: &ThreadFacts, state: &ThreadState, told: &Told) -> Result<pb:
 
 /// A thread as our own entry.
 pub fn own(pid: Pid, facts: &ThreadFacts, state: &ThreadState, told: &Told) -> pb::PtyagentThread {
-    pb::PtyagentThread {
+    let mut own = pb::PtyagentThread {
         tid: Some(facts.tid.0 as u32),
         pid: Some(pid.0 as u32),
         xstate: Some(state.xstate.clone()),
@@ -198,7 +227,7 @@ pub fn own(pid: Pid, facts: &ThreadFacts, state: &ThreadState, told: &Told) -> p
         sched_flags: Some(facts.sched.flags),
         sched_nice: Some(facts.nice),
         sched_priority: Some(facts.sched.priority),
-        sched_runtime: deadline(facts, facts.sched.runtime),
+        sched_runtime: deadline(facts, facts.sched.runtime).or(facts.slice),
         sched_deadline: deadline(facts, facts.sched.deadline),
         sched_period: deadline(facts, facts.sched.period),
         ioprio: Some(facts.ioprio),
@@ -207,10 +236,12 @@ pub fn own(pid: Pid, facts: &ThreadFacts, state: &ThreadState, told: &Told) -> p
         cap_ambient: Some(facts.status.capabilities.ambient),
         restart: facts.restart.clone(),
         ..Default::default()
-    }
+    };
+    told.modes.record(&mut own);
+    own
 }
 
-/// The fair class has a runtime too, its slice; only a deadline's are the program's own.
+/// The fair class has a runtime too, its slice.
 fn deadline(facts: &ThreadFacts, nanoseconds: u64) -> Option<u64> {
     (facts.sched.policy == SCHED_DEADLINE).then_some(nanoseconds)
 }
@@ -259,19 +290,27 @@ fn restore_scheduling(batch: &mut Batch, core: &pb::CoreEntry, own: &pb::Ptyagen
     let nice = thread.sched_nice.unwrap_or(0);
     batch.must(libc::SYS_setpriority, [u64::from(libc::PRIO_PROCESS).into(), 0u64.into(), nice.into()]);
     if let Some(ioprio) = own.ioprio {
-        batch.call(libc::SYS_ioprio_set, [1u64.into(), 0u64.into(), u64::from(ioprio).into()]);
+        batch.must(libc::SYS_ioprio_set, [1u64.into(), 0u64.into(), u64::from(ioprio).into()]);
     }
-    if policy == SCHED_DEADLINE {
+    let attr = |batch: &mut Batch, policy: u32| {
         let words = [own.sched_runtime, own.sched_deadline, own.sched_period].map(|word| word.unwrap_or(0));
         let head = [48u32.to_ne_bytes(), policy.to_ne_bytes()].concat();
-        let attr = [head, reset.to_ne_bytes().to_vec(), vec![0; 8], words.map(u64::to_ne_bytes).concat()].concat();
-        let attr = batch.input(&attr);
+        let nice = [nice.to_ne_bytes(), 0u32.to_ne_bytes()].concat();
+        let attr = [head, reset.to_ne_bytes().to_vec(), nice, words.map(u64::to_ne_bytes).concat()].concat();
+        batch.input(&attr)
+    };
+    if policy == SCHED_IDLE {
+        // The kernel keeps the slice that the thread was born with there, and takes another one in SCHED_OTHER only.
+        let other = attr(batch, SCHED_OTHER);
+        batch.call(libc::SYS_sched_setattr, [0u64.into(), other.into(), 0u64.into()]);
+    } else if policy == SCHED_DEADLINE || own.sched_runtime.is_some() {
+        let attr = attr(batch, policy);
         batch.must(libc::SYS_sched_setattr, [0u64.into(), attr.into(), 0u64.into()]);
-    } else {
-        let parameter = batch.input(&priority.to_ne_bytes());
-        let policy = policy | if reset != 0 { SCHED_RESET_ON_FORK } else { 0 };
-        batch.must(libc::SYS_sched_setscheduler, [0u64.into(), u64::from(policy).into(), parameter.into()]);
+        return;
     }
+    let parameter = batch.input(&priority.to_ne_bytes());
+    let policy = policy | if reset != 0 { SCHED_RESET_ON_FORK } else { 0 };
+    batch.must(libc::SYS_sched_setscheduler, [0u64.into(), u64::from(policy).into(), parameter.into()]);
 }
 
 /// What the kernel keeps per thread for the C library.

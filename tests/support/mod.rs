@@ -18,7 +18,7 @@ pub use beside::inside;
 pub use checkpoint::{dump, dump_running, page_differences, pages, report, restore};
 pub use holder::Holder;
 pub use host::{Serial, TempDir, ptyagent, require, require_from, serial, skip, until, with_timeout};
-pub use objects::{EndSession, Prepared, asleep, check, check_and, check_images, refused};
+pub use objects::{EndSession, Prepared, asleep, check, check_and, check_images, refused, same_images};
 pub use pty::{Pty, Reading, Size};
 pub use reaper::{Subreaper, kill_session, subreaper};
 pub use snapshot::{Stat, TaskSnapshot, assert_same_lines, ps_line, ps_line_inside, shown, snapshot, stat, tree};

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use ptyagent::image::{Images, pb};
+
 use super::{
     PATIENCE, TempDir, assert_same_lines, compile, dump, kill_session, restore, serial, shown, subreaper, until,
     with_timeout,
@@ -156,4 +158,30 @@ impl Drop for EndSession {
     fn drop(&mut self) {
         kill_session(self.0);
     }
+}
+
+/// What the images of several dumps say is the same, but for the state that a restore begins with: registers and times. Round trips are made
+/// between the dumps, so that what a restore loses is missing in the next.
+pub fn same_images(dirs: &[PathBuf]) {
+    let first = lasting(&dirs[0]);
+    for dir in &dirs[1..] {
+        assert_same_lines(&first, &lasting(dir), &format!("{}", dir.display()));
+    }
+}
+
+fn lasting(dir: &Path) -> String {
+    let images = Images::read(dir).unwrap();
+    let mut own = images.own.unwrap();
+    own.tasks.iter_mut().for_each(|task| task.start_time = None);
+    own.threads.iter_mut().for_each(|thread| thread.xstate = None);
+    let cores: Vec<_> = images
+        .cores
+        .into_iter()
+        .map(|(tid, core)| {
+            let task = core.tc.map(|task| pb::TaskCoreEntry { timers: None, flags: 0, ..task });
+            let clear_tid_addr = core.thread_info.map(|info| info.clear_tid_addr);
+            (tid, task, core.ids, clear_tid_addr, core.thread_core)
+        })
+        .collect();
+    format!("{:#?}", (images.pstree, images.ids, images.fs, own.tasks, own.threads, own.ofds, cores, images.fdinfo))
 }

@@ -95,6 +95,20 @@ pub fn ioprio_get(tid: Tid) -> Result<u32, Errno> {
     Ok(value as u32)
 }
 
+/// The cookie of a thread that shares its core with threads of the same cookie only; 0 for none.
+///
+/// EINVAL: no CONFIG_SCHED_CORE; ENODEV: no threads on a core. prctl(2), PR_SCHED_CORE, Linux 5.14.
+pub fn core_sched_cookie(tid: Tid) -> Result<u64, Errno> {
+    const PR_SCHED_CORE: c_int = 62;
+    const PR_SCHED_CORE_GET: c_int = 0;
+    const PIDTYPE_PID: c_int = 0;
+    let mut cookie: u64 = 0;
+    // SAFETY: the kernel writes one u64 to `cookie`.
+    let value = unsafe { libc::prctl(PR_SCHED_CORE, PR_SCHED_CORE_GET, tid.0, PIDTYPE_PID, &mut cookie) };
+    Errno::result(value)?;
+    Ok(cookie)
+}
+
 /// One resource limit of a process, in the resource's own unit; `u64::MAX` is infinity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rlimit {

@@ -7,12 +7,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::{Alive, Life, Survey, TaskFacts};
-use crate::error::{Errno, Error, Refusal, Result, Subject};
-use crate::ids::{Pgid, Pid, Sid, Tid};
+use crate::error::{Errno, Error, Refusal, Result};
+use crate::ids::{Pgid, Pid, Sid};
 use crate::procfs::{self, Mapping, Namespaces, Sharing, Stat, State, Status, attributes, tree};
 use crate::sys::process::{KcmpType, kcmp};
 
-fn refuse<T>(pid: Pid, comm: String, kind: impl Into<String>, remedy: impl Into<String>) -> Result<T> {
+pub(super) fn refuse<T>(pid: Pid, comm: String, kind: impl Into<String>, remedy: impl Into<String>) -> Result<T> {
     Err(Error::Refused(Refusal { pid, comm, fd: None, kind: kind.into(), remedy: remedy.into() }))
 }
 
@@ -232,6 +232,10 @@ fn refuse_surroundings(task: &TaskFacts, alive: &Alive, namespaces: &Namespaces)
     if procfs::is_memfd(&alive.exe) {
         return refuse(pid, comm, "its program is a memory file (memfd)", "end that program, then dump again");
     }
+    if task.status.untag_mask.is_some_and(|mask| mask != u64::MAX) {
+        let kind = "it keeps tags in its addresses (ARCH_ENABLE_TAGGED_ADDR)";
+        return refuse(pid, comm, kind, "end that program, then dump again");
+    }
     let identity = |path: &Path| std::fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino())).ok();
     // A process that has just ended has neither directory; the look at the frozen tree decides about it.
     let ours = identity(Path::new("/"));
@@ -351,39 +355,6 @@ pub(super) fn first_shared(pids: &[Pid], kind: KcmpType) -> Result<Option<(Pid, 
         sorted.insert(low, pid);
     }
     Ok(None)
-}
-
-/// Refuses the first thread that has a descriptor table, directories or namespaces of its own (unshare(2) in a thread).
-pub fn refuse_threads(survey: &Survey) -> Result<()> {
-    for (task, alive) in survey.living() {
-        let leader = Tid::from(task.pid);
-        for tid in task.threads.iter().copied().filter(|tid| *tid != leader) {
-            match refuse_thread(task, alive, tid) {
-                // It has ended since.
-                Err(Error::Gone(_)) => {}
-                result => result?,
-            }
-        }
-    }
-    Ok(())
-}
-
-fn refuse_thread(task: &TaskFacts, alive: &Alive, tid: Tid) -> Result<()> {
-    let (pid, comm) = (task.pid, task.comm());
-    let remedy = "end that program, then dump again";
-    for (kind, what) in [(KcmpType::Files, "descriptor table"), (KcmpType::Fs, "working directory and umask")] {
-        let order = kcmp(pid.into(), tid, kind, 0, 0).map_err(|errno| match errno {
-            Errno::ESRCH => Error::Gone(Pid(tid.0)),
-            errno => Error::sys("comparing the threads of", Subject::Pid(pid), errno),
-        })?;
-        if order.is_ne() {
-            return refuse(pid, comm, format!("its thread {tid} has a {what} of its own"), remedy);
-        }
-    }
-    if !Namespaces::read(Pid(tid.0))?.differences(&alive.namespaces).is_empty() {
-        return refuse(pid, comm, format!("its thread {tid} is in other namespaces than the process"), remedy);
-    }
-    Ok(())
 }
 
 /// Refuses a process outside the tree that is a member of one of its sessions or groups: the number would stay taken when the tree is
