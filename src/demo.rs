@@ -197,6 +197,7 @@ fn abridged(tree: &str) -> String {
 /// Restores; waits a while for numbers that others took. Yields the microseconds of the restore that succeeded.
 fn bring_back(session: &mut Session, images: &Images, out: &mut Out<'_>) -> Result<u64> {
     let request = restore::Request {
+        changed: Default::default(),
         dir: session.images(),
         index: IndexPolicy::Exact,
         mismatch: Mismatch::Refuse,

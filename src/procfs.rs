@@ -65,6 +65,11 @@ pub fn is_memfd(shown: &OsStr) -> bool {
     shown.as_bytes().starts_with(b"/memfd:")
 }
 
+/// Whether a path is that of a process's directory in /proc, or below it.
+pub fn is_of_process(path: &OsStr) -> bool {
+    path.as_bytes().strip_prefix(b"/proc/").and_then(<[u8]>::first).is_some_and(u8::is_ascii_digit)
+}
+
 /// `/proc/PID/task/TID/name`.
 pub fn thread_path(pid: Pid, tid: Tid, name: &str) -> PathBuf {
     PathBuf::from(format!("/proc/{pid}/task/{tid}/{name}"))

@@ -5,12 +5,13 @@ mod support;
 
 use std::fmt::Debug;
 use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
 use ptyagent::image::Images;
-use ptyagent::image::pb::MemfdInodeEntry;
+use ptyagent::image::pb::{FileEntry, MemfdInodeEntry};
 use support::{Prepared, check_images, dump, ptyagent, refused, report, restore, serial, subreaper, with_timeout};
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -26,7 +27,7 @@ fn same_images(dirs: &[PathBuf]) {
     }
     let all: Vec<Images> = dirs.iter().map(|dir| Images::read(dir).unwrap()).collect();
     for pair in all.windows(2) {
-        same("files", &pair[0].files, &pair[1].files);
+        same("files", &named(&pair[0].files), &named(&pair[1].files));
         same("descriptors", &pair[0].fdinfo, &pair[1].fdinfo);
         same("locks", &pair[0].locks, &pair[1].locks);
         same("links to removed files", &pair[0].remaps, &pair[1].remaps);
@@ -41,6 +42,17 @@ fn same_images(dirs: &[PathBuf]) {
         same("memory files", &inodes(&pair[0]), &inodes(&pair[1]));
         assert!(pair[0].ghosts == pair[1].ghosts, "the content of removed files");
     }
+}
+
+/// The name of a file that never had one is the number of its inode, a new one after each restore.
+fn named(files: &[FileEntry]) -> Vec<FileEntry> {
+    let mut files = files.to_vec();
+    for reg in files.iter_mut().filter_map(|file| file.reg.as_mut()) {
+        if let Some(at) = reg.name.windows(2).position(|two| two == b"/#") {
+            reg.name.truncate(at + 2);
+        }
+    }
+    files
 }
 
 #[test]
@@ -144,4 +156,63 @@ fn memory_files() {
 #[test]
 fn memory_file_that_somebody_outside_has_mapped() {
     refused("files", "memfd_held_outside", "outside the tree, has too");
+}
+
+#[test]
+fn kinds_of_files_with_a_path() {
+    check("paths");
+}
+
+#[test]
+fn file_of_a_process() {
+    refused("files", "process_file", "a file of a process in /proc");
+}
+
+/// A log that has grown is refused, and with the option it is told.
+#[test]
+fn file_that_has_changed() {
+    let grow = |dir: &Path| {
+        let mut log = File::options().append(true).open(dir.join("log")).unwrap();
+        log.write_all(b"more").unwrap();
+        log
+    };
+    let _serial = serial();
+    with_timeout(LIMIT, move || {
+        let _subreaper = subreaper();
+        let victim = Prepared::start("files", "grown_log");
+        let images = victim.dir.join("images");
+        let args = ["restore", "--detach", "-D", images.to_str().unwrap()];
+        dump(victim.pid, &images);
+        grow(victim.dir.path());
+        let output = ptyagent(&args);
+        assert_eq!(output.status.code(), Some(1), "{}", report(&output));
+        assert!(report(&output).contains("has 9 bytes now and had 5 at the dump; put"), "{}", report(&output));
+        let output = ptyagent(&[&args[..], &["--allow-changed-files"]].concat());
+        assert!(output.status.success(), "{}", report(&output));
+        assert!(report(&output).contains("has 9 bytes now and had 5 at the dump\n"), "{}", report(&output));
+        victim.verify();
+    });
+}
+
+#[test]
+fn file_that_is_gone() {
+    let hide = |dir: &Path| std::fs::rename(dir.join("log"), dir.join("hidden")).unwrap();
+    fails_once("unchanged_log", "/log is gone; put it back", hide, |dir, ()| {
+        std::fs::rename(dir.join("hidden"), dir.join("log")).unwrap();
+    });
+}
+
+#[test]
+fn inotify_watches() {
+    check("inotify");
+}
+
+#[test]
+fn inotify_with_unread_events() {
+    refused("files", "unread_events", "bytes of unread events");
+}
+
+#[test]
+fn inotify_watch_on_what_has_no_name() {
+    refused("files", "watch_on_removed_file", "on a file that no path leads to");
 }

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use ptyagent::attach::{self, Session};
 use ptyagent::error::{Context, Error, Result, Subject};
+use ptyagent::files::regular::ChangedFiles;
 use ptyagent::holder::{self, Listener};
 use ptyagent::ids::Pid;
 use ptyagent::image::Images;
@@ -42,7 +43,8 @@ pub fn restore(args: &RestoreArgs) -> Result<ExitCode> {
     };
     let pids = if args.pidns { Pids::Fresh } else { Pids::Callers };
     let mismatch = if args.allow_cpu_mismatch { Mismatch::Allow } else { Mismatch::Refuse };
-    let request = Request { dir: args.dir.clone(), index, mismatch, space: Space { pids, devpts } };
+    let changed = if args.allow_changed_files { ChangedFiles::Allow } else { ChangedFiles::Refuse };
+    let request = Request { dir: args.dir.clone(), index, mismatch, changed, space: Space { pids, devpts } };
     let (images, plan) = restore::load(&request)?;
     if args.dry_run {
         return Ok(answer(&if args.json { json(&plan) } else { steps(&plan) }));

@@ -15,7 +15,7 @@ use crate::files::memfd::{self, Memfds};
 use crate::files::ofd::{OfdId, OfdTable};
 use crate::files::removed::{self, Holder, Removed};
 use crate::files::socket::{self, Sockets};
-use crate::files::{epoll, eventfd, owner, pidfd, pipe, regular, signalfd, timerfd};
+use crate::files::{epoll, eventfd, inotify, owner, pidfd, pipe, regular, signalfd, timerfd};
 use crate::ids::{Pid, RemoteFd};
 use crate::image::{Images, pb};
 use crate::sys::process::pidfd_getfd;
@@ -215,6 +215,7 @@ fn type_of(descriptor: &Descriptor) -> pb::FdTypes {
         FileKind::Timerfd => pb::FdTypes::Timerfd,
         FileKind::Pidfd => pb::FdTypes::Pidfd,
         FileKind::Memfd => pb::FdTypes::Memfd,
+        FileKind::Inotify => pb::FdTypes::Inotify,
         FileKind::Socket { ref protocol } => socket::type_of(protocol.as_deref()),
         _ if descriptor.kind.is_tty() => pb::FdTypes::Tty,
         _ => pb::FdTypes::Reg,
@@ -255,6 +256,7 @@ impl Recorder<'_> {
             FileKind::Timerfd => timerfd::record(description, own),
             FileKind::Pidfd => pidfd::record(self, description),
             FileKind::Socket { .. } => self.sockets.record(self.images, description),
+            FileKind::Inotify => inotify::record(self, description),
             FileKind::Removed => self.removed(description),
             FileKind::Memfd => self.memfd(description),
             _ => Ok(regular::record(description)),

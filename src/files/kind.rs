@@ -82,6 +82,10 @@ pub enum FileKind {
     Bpf,
     Namespace,
     MessageQueue,
+    /// Its path leads to another process later.
+    ProcessFile,
+    /// What was written to it holds as long as it is open.
+    PressureTrigger,
     HugePages,
     /// A regular file without a name.
     Removed,
@@ -100,8 +104,8 @@ impl FileKind {
         match self {
             Regular | Directory | Null | Zero | Full | Random | Urandom => None,
             TtyMaster { .. } | TtySlave { .. } | HungUpSlave { .. } | DevTty | Pipe { .. } | Fifo => None,
-            PathOnly(PathTarget::Regular | PathTarget::Directory | PathTarget::Terminal) => None,
-            Epoll | Eventfd | Signalfd | Timerfd | Pidfd | Removed | Memfd => None,
+            PathOnly(_) => None,
+            Epoll | Eventfd | Signalfd | Timerfd | Pidfd | Inotify | Removed | Memfd => None,
             Console | Vt { .. } | Serial(_) => None,
             LegacyPty(_) => Some("run the session on a pseudoterminal (ssh, tmux, script), then dump it"),
             DeletedFile => Some("let the program close the removed file, then dump again"),
@@ -111,7 +115,7 @@ impl FileKind {
             Socket { .. } => {
                 Some("sockets of this family are not carried: end the program that holds it, then dump again")
             }
-            Inotify => Some("this kind is not carried yet: end the program that uses it, then dump again"),
+            ProcessFile => Some("let the program close it, then dump again"),
             _ => Some("end the program that uses it, then dump again"),
         }
     }
@@ -174,6 +178,8 @@ impl fmt::Display for FileKind {
             PathOnly(PathTarget::Directory) => "a path handle (O_PATH) on a directory",
             PathOnly(PathTarget::Terminal) => "a path handle (O_PATH) on a terminal",
             PathOnly(PathTarget::Other) => "a path handle (O_PATH) on something that is neither a file nor a directory",
+            ProcessFile => "a file of a process in /proc",
+            PressureTrigger => "a trigger of pressure stall information",
             IoUring => "an io_uring instance",
             Userfaultfd => "a userfaultfd",
             Perf => "a perf event",
@@ -266,6 +272,12 @@ impl Descriptor {
             FileKind::Regular | FileKind::Removed | FileKind::Memfd if is_on(&path, HUGETLBFS_MAGIC) => {
                 FileKind::HugePages
             }
+            FileKind::Regular | FileKind::Directory | FileKind::PathOnly(_) if procfs::is_of_process(&link) => {
+                FileKind::ProcessFile
+            }
+            FileKind::Regular if info.flags & libc::O_ACCMODE as u32 != 0 && is_pressure(&link) => {
+                FileKind::PressureTrigger
+            }
             kind if needs_path(&kind) && !leads_to(&link, &stat) => FileKind::Hidden,
             kind => kind,
         };
@@ -310,18 +322,7 @@ impl fmt::Display for Descriptor {
 /// Kinds that are opened again by their path.
 fn needs_path(kind: &FileKind) -> bool {
     use FileKind::*;
-    matches!(
-        kind,
-        Regular
-            | Directory
-            | Null
-            | Zero
-            | Full
-            | Random
-            | Urandom
-            | Fifo
-            | PathOnly(PathTarget::Regular | PathTarget::Directory | PathTarget::Terminal)
-    )
+    matches!(kind, Regular | Directory | Null | Zero | Full | Random | Urandom | Fifo | PathOnly(_))
 }
 
 /// Whether the path is that of the object, as far as we may look.
@@ -330,6 +331,11 @@ fn leads_to(link: &OsStr, stat: &FileStat) -> bool {
         Ok(metadata) => metadata.ino() == stat.inode && Device::from_stat(metadata.dev()) == stat.device,
         Err(error) => error.raw_os_error() == Some(libc::EACCES),
     }
+}
+
+/// Documentation/accounting/psi.rst.
+fn is_pressure(link: &OsStr) -> bool {
+    link.as_bytes().starts_with(b"/proc/pressure/") || link.as_bytes().ends_with(b".pressure")
 }
 
 fn socket_protocol(path: &Path) -> Option<String> {

@@ -6,6 +6,7 @@
 pub mod dump;
 pub mod epoll;
 pub mod eventfd;
+pub mod inotify;
 pub mod kind;
 pub mod locks;
 pub mod memfd;

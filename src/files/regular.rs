@@ -8,7 +8,7 @@ use std::path::Path;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 
-use crate::error::{Context, Error, Result, Subject};
+use crate::error::{Context, Errno, Error, Result, Subject};
 use crate::files::dump::Description;
 use crate::files::kind::FileKind;
 use crate::files::removed;
@@ -59,15 +59,28 @@ pub fn open_path(path: &Path, flags: i32) -> Result<OwnedFd> {
         .map_err(|errno| Error::sys("opening", Subject::Path(path.into()), errno))
 }
 
+/// What becomes of files that have changed since the dump.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ChangedFiles {
+    #[default]
+    Refuse,
+    Allow,
+}
+
 /// Opens a path again, as it was.
 pub fn open_again(reg: &pb::RegFileEntry) -> Result<OwnedFd> {
     let path = Path::new(OsStr::from_bytes(&reg.name));
     let flags = reg.flags as i32 & !NOT_AGAIN;
-    settle(open_path(path, flags)?, reg)
+    match open_path(path, flags) {
+        Err(Error::Sys { errno: Errno::ENOENT, .. }) => {
+            Err(Error::failed(format!("{} is gone; put it back, then restore again", path.display())))
+        }
+        result => result,
+    }
 }
 
-/// Puts the position of a description back; a regular file has to be as long as it was.
-pub fn settle(fd: OwnedFd, reg: &pb::RegFileEntry) -> Result<OwnedFd> {
+/// Puts the position of a description back. A regular file has to be as long as it was, or it is noted that it is not.
+pub fn settle(fd: OwnedFd, reg: &pb::RegFileEntry, changed: ChangedFiles, notes: &mut Vec<String>) -> Result<OwnedFd> {
     let path = Path::new(OsStr::from_bytes(&reg.name));
     let flags = reg.flags as i32;
     if flags & libc::O_PATH != 0 {
@@ -77,10 +90,15 @@ pub fn settle(fd: OwnedFd, reg: &pb::RegFileEntry) -> Result<OwnedFd> {
     let size = u64::try_from(now.st_size).unwrap_or(0);
     let regular = now.st_mode & libc::S_IFMT == libc::S_IFREG;
     if let Some(recorded) = reg.size.filter(|recorded| regular && *recorded != size) {
-        return Err(Error::failed(format!(
-            "{} has {size} bytes now and had {recorded} at the dump; put the file back as it was, then restore again",
-            path.display()
-        )));
+        let note = format!("{} has {size} bytes now and had {recorded} at the dump", path.display());
+        if changed == ChangedFiles::Refuse {
+            return Err(Error::failed(format!(
+                "{note}; put the file back as it was, or restore with --allow-changed-files"
+            )));
+        }
+        if !notes.contains(&note) {
+            notes.push(note);
+        }
     }
     seek(&fd, reg.pos)?;
     Ok(fd)

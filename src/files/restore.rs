@@ -8,9 +8,10 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use crate::error::{Context, Error, Result, Subject};
 use crate::files::pipe::Pipes;
+use crate::files::regular::ChangedFiles;
 use crate::files::removed::Remade;
 use crate::files::socket::make::Making;
-use crate::files::{epoll, eventfd, memfd, regular, signalfd, timerfd};
+use crate::files::{epoll, eventfd, inotify, memfd, regular, signalfd, timerfd};
 use crate::image::{Images, pb};
 use crate::sys::file::duplicate_to;
 
@@ -29,9 +30,16 @@ pub struct Opened {
     pub sockets: Making,
     pub removed: Remade,
     pub memfds: memfd::Remade,
+    changed: ChangedFiles,
+    /// What is not as it was, one sentence each.
+    pub notes: Vec<String>,
 }
 
 impl Opened {
+    pub fn new(changed: ChangedFiles) -> Opened {
+        Opened { changed, ..Opened::default() }
+    }
+
     /// Moves a descriptor to its slot.
     pub fn place(&mut self, slot: i32, fd: OwnedFd) -> Result<()> {
         if fd.as_raw_fd() == slot {
@@ -67,13 +75,16 @@ impl Opened {
             signalfd::open(signalfd)?
         } else if let Some(timerfd) = &file.tfd {
             timerfd::open(images, timerfd)?
+        } else if let Some(inotify) = &file.ify {
+            inotify::open(inotify)?
         } else if let Some(memfd) = &file.memfd {
             self.memfds.open(memfd)?
         } else if let Some(reg) = &file.reg {
-            match self.removed.open(images, reg)? {
-                Some(fd) => regular::settle(fd, reg)?,
+            let fd = match self.removed.open(images, reg)? {
+                Some(fd) => fd,
                 None => regular::open_again(reg)?,
-            }
+            };
+            regular::settle(fd, reg, self.changed, &mut self.notes)?
         } else {
             return Err(Error::failed(format!(
                 "file {} of the images is of a kind that cannot be restored yet",

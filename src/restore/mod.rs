@@ -19,9 +19,10 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Context, Error, Result, Subject};
+use crate::files::regular::ChangedFiles;
 use crate::files::restore::Opened;
 use crate::files::socket::make::{self, Records};
-use crate::files::{epoll, locks, owner};
+use crate::files::{epoll, inotify, locks, owner};
 use crate::ids::{Pid, PtyIndex, Tid};
 use crate::image::{Images, Kind, pb};
 use crate::inject::batch::{Ask, Batch};
@@ -48,6 +49,7 @@ pub struct Request {
     pub dir: PathBuf,
     pub index: IndexPolicy,
     pub mismatch: Mismatch,
+    pub changed: ChangedFiles,
     pub space: Space,
 }
 
@@ -112,7 +114,7 @@ pub fn restore_with(
         images,
         plan,
         pairs: Pairs::default(),
-        opened: Opened::default(),
+        opened: Opened::new(request.changed),
         notes: Vec::new(),
         shared: Made::default(),
         vdsos: Vdsos::read(images, &request.dir)?,
@@ -419,8 +421,19 @@ impl Execution<'_> {
         self.opened.removed.finish(self.images)?;
         self.opened.memfds.seal(self.images)?;
         self.notes.append(&mut self.opened.removed.notes);
+        self.notes.append(&mut self.opened.notes);
+        let mut watching = Vec::new();
+        let images = self.images;
+        for entry in images.files.iter().filter_map(|file| file.ify.as_ref()) {
+            let Some(fd) = self.opened.get(self.slot(entry.id)?) else { continue };
+            watching.push((fd.try_clone_to_owned().during("copying a descriptor", Subject::None)?, entry));
+        }
         self.opened = Opened::default();
         self.pairs.let_go(self.plan.outside);
+        // What we have closed is nothing that they should hear of.
+        for (fd, entry) in watching {
+            self.notes.append(&mut inotify::watch(fd.as_fd(), entry, self.request.changed)?);
+        }
         Ok(())
     }
 

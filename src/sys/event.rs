@@ -1,6 +1,9 @@
 //! Descriptors that tell of events: eventfd, timerfd, signalfd, epoll, inotify. What nix does not wrap.
 
+use std::ffi::CString;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use nix::errno::Errno;
 
@@ -30,6 +33,25 @@ pub fn signalfd(mask: u64, flags: i32) -> Result<OwnedFd, Errno> {
 pub fn epoll() -> Result<OwnedFd, Errno> {
     // SAFETY: takes numbers only.
     new_fd(unsafe { libc::syscall(libc::SYS_epoll_create1, libc::EPOLL_CLOEXEC) })
+}
+
+/// inotify_init1(2).
+pub fn inotify() -> Result<OwnedFd, Errno> {
+    // SAFETY: takes numbers only.
+    new_fd(unsafe { libc::syscall(libc::SYS_inotify_init1, libc::IN_CLOEXEC) })
+}
+
+/// inotify_add_watch(2): the number of the watch, which may be one that was there.
+pub fn inotify_add(fd: BorrowedFd<'_>, path: &Path, mask: u32) -> Result<i32, Errno> {
+    let path = CString::new(path.as_os_str().as_bytes()).map_err(|_| Errno::EINVAL)?;
+    // SAFETY: the kernel reads a string that ends with NUL.
+    Errno::result(unsafe { libc::inotify_add_watch(fd.as_raw_fd(), path.as_ptr(), mask) })
+}
+
+/// inotify_rm_watch(2); the instance gets IN_IGNORED.
+pub fn inotify_remove(fd: BorrowedFd<'_>, number: i32) -> Result<(), Errno> {
+    // SAFETY: takes numbers only.
+    Errno::result(unsafe { libc::inotify_rm_watch(fd.as_raw_fd(), number) }).map(drop)
 }
 
 /// timerfd_create(2).

@@ -19,6 +19,25 @@ pub fn exchange(one: &CStr, other: &CStr) -> Result<(), Errno> {
         .map(drop)
 }
 
+/// open_by_handle_at(2): what a file handle of this type stands for, on the file system that `mount` is on. EPERM without
+/// CAP_DAC_READ_SEARCH; ESTALE where it is gone.
+pub fn open_by_handle(mount: BorrowedFd, kind: i32, handle: &[u8], flags: i32) -> Result<OwnedFd, Errno> {
+    // struct file_handle: the length in bytes, the type, the bytes.
+    let mut words = vec![0u32; 2 + handle.len().div_ceil(4)];
+    words[0] = handle.len() as u32;
+    words[1] = kind as u32;
+    for (word, part) in words[2..].iter_mut().zip(handle.chunks(4)) {
+        let mut bytes = [0u8; 4];
+        bytes[..part.len()].copy_from_slice(part);
+        *word = u32::from_ne_bytes(bytes);
+    }
+    // SAFETY: the kernel reads the structure, which is as long as it says.
+    let got = unsafe { libc::syscall(libc::SYS_open_by_handle_at, mount.as_raw_fd(), words.as_ptr(), flags) };
+    let got = i32::try_from(Errno::result(got)?).map_err(|_| Errno::EBADF)?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(got) })
+}
+
 /// F_DUPFD_CLOEXEC: a copy of a descriptor under the lowest free number from this one on.
 pub fn duplicate_from(fd: BorrowedFd, lowest: i32) -> Result<OwnedFd, Errno> {
     // SAFETY: takes numbers only.

@@ -6,6 +6,7 @@
 #include <signal.h>
 #include <linux/memfd.h>
 #include <sys/file.h>
+#include <sys/inotify.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
@@ -512,7 +513,194 @@ static void memfd_held_outside(void)
 	kill(outsider, SIGKILL);
 }
 
+static void expect_link(int fd, const char *end)
+{
+	char name[64], link[256] = "";
+	snprintf(name, sizeof name, "/proc/self/fd/%d", fd);
+	ssize_t len = readlink(name, link, sizeof link - 1);
+	expect(len >= (ssize_t)strlen(end) && !strcmp(link + len - strlen(end), end));
+}
+
+static void paths(void)
+{
+	static const char *const devices[] = { "/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom" };
+	struct stat stat;
+	char text[4096], seen[300] = "", name[16];
+	int fds[5];
+	if (symlink("nowhere", "link") || mkfifo("pipe", 0600) || mkdir("many", 0700))
+		die("link");
+	for (int n = 0; n < 200; n++) {
+		snprintf(name, sizeof name, "many/%d", n);
+		close(must_open(name, O_CREAT | O_WRONLY));
+	}
+	int handle = must_open("link", O_PATH | O_NOFOLLOW), fifo = must_open("pipe", O_PATH), null = must_open("/dev/null", O_PATH);
+	int direct = must_open("direct", O_RDWR | O_CREAT | O_DIRECT), append = must_open("append", O_RDWR | O_CREAT | O_APPEND | O_DSYNC);
+	int meminfo = must_open("/proc/meminfo", O_RDONLY), sys = must_open("/sys/kernel/mm/transparent_hugepage/enabled", O_RDONLY);
+	for (int n = 0; n < 5; n++)
+		fds[n] = must_open(devices[n], O_RDWR);
+	if (write(append, "text", 4) != 4 || read(meminfo, text, 100) != 100)
+		die("write");
+	int flags = fcntl(direct, F_GETFL), sync = fcntl(append, F_GETFL);
+	int directory = must_open("many", O_RDONLY | O_DIRECTORY);
+	struct dirent64 *entry;
+	ssize_t len = syscall(SYS_getdents64, directory, text, 2048);
+	for (char *at = text; at < text + len; at += entry->d_reclen) {
+		entry = (struct dirent64 *)at;
+		if (entry->d_name[0] != '.')
+			seen[atoi(entry->d_name)]++;
+	}
+	off_t position = lseek(directory, 0, SEEK_CUR);
+	pause_here();
+	expect(!fstat(handle, &stat) && S_ISLNK(stat.st_mode));
+	same(readlinkat(handle, "", text, sizeof text), 7);
+	expect(!fstat(fifo, &stat) && S_ISFIFO(stat.st_mode));
+	same(fcntl(fifo, F_GETFL) & O_PATH, O_PATH);
+	expect_link(null, "/dev/null");
+	same(fcntl(null, F_GETFL) & O_PATH, O_PATH);
+	same(fcntl(direct, F_GETFL), flags);
+	same(fcntl(append, F_GETFL), sync);
+	same(write(append, "more", 4), 4);
+	expect(pread(append, text, 8, 0) == 8 && !memcmp(text, "textmore", 8));
+	same(lseek(meminfo, 0, SEEK_CUR), 100);
+	expect(read(meminfo, text, 100) == 100 && pread(sys, text, 100, 0) > 10);
+	same(write(fds[0], "x", 1), 1);
+	expect(read(fds[0], text, 8) == 0 && read(fds[1], text, 8) == 8 && !text[0]);
+	expect(write(fds[2], "x", 1) == -1 && errno == ENOSPC);
+	expect(read(fds[3], text, 8) == 8 && read(fds[4], text, 8) == 8);
+	same(lseek(directory, 0, SEEK_CUR), position);
+	while ((len = syscall(SYS_getdents64, directory, text, 2048)) > 0)
+		for (char *at = text; at < text + len; at += entry->d_reclen) {
+			entry = (struct dirent64 *)at;
+			if (entry->d_name[0] != '.')
+				seen[atoi(entry->d_name)]++;
+		}
+	for (int n = 0; n < 200; n++)
+		same(seen[n], 1);
+}
+
+static void process_file(void)
+{
+	char text[8];
+	int fd = must_open("/proc/self/status", O_RDONLY);
+	pause_here();
+	same(read(fd, text, sizeof text), sizeof text);
+}
+
+static void grown_log(void)
+{
+	char text[16];
+	int fd = must_open("log", O_RDWR | O_CREAT | O_APPEND);
+	if (write(fd, "first", 5) != 5)
+		die("write");
+	pause_here();
+	same(write(fd, "last", 4), 4);
+	expect(pread(fd, text, 16, 0) == 13 && !memcmp(text, "firstmorelast", 13));
+}
+
+static void unchanged_log(void)
+{
+	int fd = must_open("log", O_RDWR | O_CREAT | O_APPEND);
+	pause_here();
+	same(write(fd, "last", 4), 4);
+}
+
+static void expect_event(int fd, int wd, uint32_t mask, const char *name)
+{
+	union {
+		struct inotify_event event;
+		char bytes[512];
+	} got;
+	memset(&got, 0, sizeof got);
+	/* Room for one event only. */
+	ssize_t len = read(fd, &got, sizeof got.event + (*name ? 16 : 0));
+	expect(len >= (ssize_t)sizeof got.event);
+	same(got.event.wd, wd);
+	same(got.event.mask, mask);
+	expect(!strcmp(got.event.len ? got.event.name : "", name));
+	same(len, sizeof got.event + got.event.len);
+}
+
+static int watch(int fd, const char *path, uint32_t mask)
+{
+	int wd = inotify_add_watch(fd, path, mask);
+	if (wd < 0)
+		die("inotify_add_watch");
+	return wd;
+}
+
+static void inotify(void)
+{
+	char byte;
+	int fd = inotify_init1(IN_NONBLOCK | IN_CLOEXEC), empty = inotify_init(), other = inotify_init1(IN_NONBLOCK);
+	int log = must_open("log", O_WRONLY | O_CREAT);
+	mkdir("dir", 0700);
+	if (symlink("nowhere", "link"))
+		die("symlink");
+	int first = watch(fd, "log", IN_MODIFY), gone = watch(fd, "/", IN_CREATE), second = watch(fd, "dir", IN_ALL_EVENTS | IN_EXCL_UNLINK);
+	inotify_rm_watch(fd, gone);
+	expect_event(fd, gone, IN_IGNORED, "");
+	int third = watch(fd, "link", IN_ATTRIB | IN_DELETE_SELF | IN_DONT_FOLLOW), once = watch(other, "log", IN_MODIFY | IN_ONESHOT);
+	/* Nobody is to see that the file of a mapping is opened again and closed. */
+	mkdir("mapped", 0700);
+	int mapped = must_open("mapped/file", O_RDWR | O_CREAT);
+	if (write(mapped, "text", 4) != 4)
+		die("write");
+	char *text = map(PAGE, PROT_READ, MAP_SHARED, mapped, 0);
+	close(mapped);
+	int quiet = inotify_init1(IN_NONBLOCK), unseen = watch(quiet, "mapped", IN_OPEN | IN_CLOSE);
+	same(third, 4);
+	pause_here();
+	same(fcntl(fd, F_GETFD), FD_CLOEXEC);
+	same(fcntl(empty, F_GETFD), 0);
+	same(fcntl(fd, F_GETFL) & O_NONBLOCK, O_NONBLOCK);
+	same(fcntl(empty, F_GETFL) & O_NONBLOCK, 0);
+	expect(read(fd, &byte, 1) == -1 && errno == EAGAIN);
+	expect(read(other, &byte, 1) == -1 && errno == EAGAIN);
+	expect(read(quiet, &byte, 1) == -1 && errno == EAGAIN);
+	expect(!memcmp(text, "text", 4));
+	close(must_open("mapped/file", O_WRONLY));
+	expect_event(quiet, unseen, IN_OPEN, "file");
+	same(write(log, "x", 1), 1);
+	expect_event(fd, first, IN_MODIFY, "");
+	expect_event(other, once, IN_MODIFY, "");
+	expect_event(other, once, IN_IGNORED, "");
+	same(write(log, "x", 1), 1);
+	expect_event(fd, first, IN_MODIFY, "");
+	expect(read(other, &byte, 1) == -1 && errno == EAGAIN);
+	same(mkdir("dir/new", 0700), 0);
+	expect_event(fd, second, IN_CREATE | IN_ISDIR, "new");
+	unlink("link");
+	expect_event(fd, third, IN_ATTRIB, "");
+	expect_event(fd, third, IN_DELETE_SELF, "");
+	expect_event(fd, third, IN_IGNORED, "");
+}
+
+static void unread_events(void)
+{
+	int fd = inotify_init(), log = must_open("log", O_WRONLY | O_CREAT), wd = watch(fd, "log", IN_MODIFY);
+	if (write(log, "x", 1) != 1)
+		die("write");
+	pause_here();
+	expect_event(fd, wd, IN_MODIFY, "");
+}
+
+static void watch_on_removed_file(void)
+{
+	int fd = inotify_init(), log = must_open("log", O_WRONLY | O_CREAT), wd = watch(fd, "log", IN_MODIFY);
+	unlink("log");
+	pause_here();
+	same(write(log, "x", 1), 1);
+	expect_event(fd, wd, IN_MODIFY, "");
+}
+
 static const struct check checks[] = {
+	{ "paths", paths },
+	{ "process_file", process_file },
+	{ "grown_log", grown_log },
+	{ "unchanged_log", unchanged_log },
+	{ "inotify", inotify },
+	{ "unread_events", unread_events },
+	{ "watch_on_removed_file", watch_on_removed_file },
 	{ "memfds", memfds },
 	{ "memfd_held_outside", memfd_held_outside },
 	{ "removed_files", removed_files },

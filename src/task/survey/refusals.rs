@@ -236,6 +236,10 @@ fn refuse_surroundings(task: &TaskFacts, alive: &Alive, namespaces: &Namespaces)
         let kind = "it keeps tags in its addresses (ARCH_ENABLE_TAGGED_ADDR)";
         return refuse(pid, comm, kind, "end that program, then dump again");
     }
+    if procfs::is_of_process(&alive.cwd) {
+        let kind = format!("its working directory is that of a process ({})", Path::new(&alive.cwd).display());
+        return refuse(pid, comm, kind, "change to another directory, then dump again");
+    }
     let identity = |path: &Path| std::fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino())).ok();
     // A process that has just ended has neither directory; the look at the frozen tree decides about it.
     let ours = identity(Path::new("/"));
