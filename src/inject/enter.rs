@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use libc::user_regs_struct;
 
 use super::batch::{Answers, Batch, CallId};
-use super::rest::{self, Transfer, Whereabouts};
+use super::rest::{self, Rest, Transfer, Whereabouts};
 use super::restart::{self, Pending};
 use super::stub::{Cleanup, Place, REGION_NAME, Room, Slot, WayBack};
 use super::{ALL_SIGNALS, Infected, Placement, Stubs, ThreadState, Tracee, blob, idle_header};
@@ -86,26 +86,29 @@ pub(super) struct Site<'a> {
 }
 
 impl Site<'_> {
-    /// The registers to record, and those to go on with: the same, but where the stop cut a call short.
+    /// The registers to record, what is left of a call that the stop cut short, and the registers to go on with: the recorded ones where there
+    /// is nothing left.
     pub fn resumption(
         &self,
         regs: &user_regs_struct,
         pending: Pending,
         left: &dyn Fn(&Transfer) -> u64,
-    ) -> Result<(user_regs_struct, user_regs_struct)> {
+    ) -> Result<(user_regs_struct, Option<Rest>, user_regs_struct)> {
         let Site { mem, pid, room, threads } = self;
         let (behind, transfer) = match rest::whereabouts(mem, *pid, regs, room.rests(), pending)? {
             Whereabouts::Itself(regs) => {
                 let regs = restart::continued(&regs, pending);
-                return Ok((regs, regs));
+                return Ok((regs, None, regs));
             }
             Whereabouts::Cut(behind, transfer) => (behind, transfer),
         };
-        let left = left(&transfer);
+        let rest = Rest { transfer, left: left(&transfer) };
+        if rest.left == 0 {
+            return Ok((behind, None, behind));
+        }
         let slot = rest::unused(mem, *pid, room.rests(), threads)?.first().copied();
-        let (Some(slot), true) = (slot, left > 0) else { return Ok((behind, behind)) };
-        let rest = rest::place(mem, *pid, slot, &behind, &transfer, left)?;
-        Ok((behind, rest.unwrap_or(behind)))
+        let going_on = slot.map_or(Ok(None), |slot| rest::place(mem, *pid, slot, &behind, &rest))?;
+        Ok((behind, Some(rest), going_on.unwrap_or(behind)))
     }
 }
 
@@ -224,7 +227,7 @@ impl Arrival {
     /// Looks where a stopped thread group leader is and where it can be entered. `first` is run on the way in; no call of it may end it early
     /// ([`Batch::must`]), because a call behind it ends the way in.
     pub fn new(stopped: Stopped, entry: &Entry<'_>, first: Batch) -> Result<Arrival> {
-        let at_stop = ThreadState { regs: stopped.regs()?, xstate: stopped.xstate()?, sigmask: stopped.sigmask()? };
+        let at_stop = ThreadState::of(&stopped)?;
         let mem = open_mem(entry.pid)?;
         let room = Room::find(&mem, entry.pid, &entry.places)?;
         let threads = || entry.others.values().chain([&at_stop.regs]);
@@ -232,8 +235,8 @@ impl Arrival {
             return Err(Error::Leaving(entry.pid));
         }
         let site = Site { mem: &mem, pid: entry.pid, room: &room, threads: threads().copied().collect() };
-        let (regs, going_on) = site.resumption(&at_stop.regs, entry.pending, entry.left)?;
-        let original = ThreadState { regs, ..at_stop };
+        let (regs, rest, going_on) = site.resumption(&at_stop.regs, entry.pending, entry.left)?;
+        let original = ThreadState { regs, rest, ..at_stop };
         let way_back = WayBack { regs: restart::without_kernel_restart(&going_on), sigmask: original.sigmask };
         let pidfd = entry.pidfd.try_clone().map_err(|error| Error::io("copying", Subject::Pid(entry.pid), &error))?;
         Ok(Arrival {

@@ -38,6 +38,7 @@ use crate::trace::{Running, StopReason, Stopped, Wait};
 use crate::wire::{self, Header};
 
 use batch::{Answers, Ask, Batch};
+use rest::Rest;
 use stub::{Room, Slot, WayBack};
 
 pub use call::Call;
@@ -64,6 +65,20 @@ pub struct ThreadState {
     /// XSAVE image as NT_X86_XSTATE gives it.
     pub xstate: Vec<u8>,
     pub sigmask: u64,
+    /// What is left of the call behind which the registers are.
+    pub rest: Option<Rest>,
+}
+
+impl ThreadState {
+    fn of(stopped: &Stopped) -> Result<ThreadState> {
+        let (regs, xstate) = (stopped.regs()?, stopped.xstate()?);
+        Ok(ThreadState { regs, xstate, sigmask: stopped.sigmask()?, rest: None })
+    }
+
+    /// The same with the registers that it goes on with.
+    fn going_on(&self, regs: &user_regs_struct) -> ThreadState {
+        ThreadState { regs: *regs, rest: None, ..self.clone() }
+    }
 }
 
 /// The thread group leader between and during batches.
@@ -298,7 +313,7 @@ impl Infected {
     }
 
     fn cure_now(&mut self) -> Result<Stopped> {
-        let last = ThreadState { regs: self.going_on, ..self.original.clone() };
+        let last = self.original.going_on(&self.going_on);
         let stopped = self.leave(&last, None)?;
         let threads: Vec<user_regs_struct> = self.others.values().chain([&last.regs]).copied().collect();
         let unused = rest::unused(&self.mem, self.pid, self.room.rests(), &threads)?;
@@ -325,7 +340,15 @@ impl Infected {
 
     /// Takes the parasite away and gives the thread the recorded state `last`, in the middle of `call` where there is one.
     pub fn leave_as(mut self, last: &ThreadState, call: Option<&Call>) -> Result<Stopped> {
-        self.leave(last, call)
+        let last = last.going_on(&self.resumed(last)?);
+        self.leave(&last, call)
+    }
+
+    /// The registers with which a thread of a restored process goes on: in a stub for what is left of a call, as long as there is a slot for it.
+    fn resumed(&self, last: &ThreadState) -> Result<user_regs_struct> {
+        let slot = rest::empty(&self.mem, self.pid, self.room.rests())?;
+        let (Some(slot), Some(rest)) = (slot, &last.rest) else { return Ok(last.regs) };
+        Ok(rest::place(&self.mem, self.pid, slot, &last.regs, rest)?.unwrap_or(last.regs))
     }
 
     fn leave(&mut self, last: &ThreadState, call: Option<&Call>) -> Result<Stopped> {

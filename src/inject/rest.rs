@@ -3,7 +3,8 @@
 //! The kernel has no way back into such a call (FACTS A7). So the victim goes on in a stub that makes the rest of the call, adds what was done
 //! before, and returns to behind the call. It lies in the vDSO's tail and stays there when the controller has left; a later controller
 //! finds a thread in it and reads from its operands where the thread really is. There are two slots, so that no stub is overwritten
-//! while a thread is in it; one that no thread needs any more is cleared at the next visit.
+//! while a thread is in it; one that no thread needs any more is cleared at the next visit. The images keep the rest of a call, and a restored
+//! thread goes on in a stub too.
 //!
 //! The stub changes neither flags nor stack, and no register but those that a system call changes or that it gives back:
 //!
@@ -44,6 +45,14 @@ pub struct Transfer {
     pub done: u64,
     /// Bytes asked for.
     pub wanted: u64,
+}
+
+/// What is left of a call that moved some of its bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rest {
+    pub transfer: Transfer,
+    /// Bytes that it still has to move.
+    pub left: u64,
 }
 
 /// Where a stopped thread is.
@@ -227,9 +236,9 @@ pub fn place(
     pid: Pid,
     slot: u64,
     behind: &user_regs_struct,
-    transfer: &Transfer,
-    left: u64,
+    rest: &Rest,
 ) -> Result<Option<user_regs_struct>> {
+    let Rest { transfer, left } = rest;
     let user_regs_struct { rdx, rsi, rcx, r11, rip, .. } = *behind;
     let Some(code) = (Stub { done: transfer.done, rdx, rsi, rcx, r11, rip }).encode() else { return Ok(None) };
     mem.write_all_at(&code, slot).during("writing the entry code", Subject::Pid(pid))?;
@@ -238,9 +247,19 @@ pub fn place(
         rax: transfer.nr as u64,
         orig_rax: u64::MAX,
         rsi: rsi.wrapping_add(transfer.done),
-        rdx: left,
+        rdx: *left,
         ..*behind
     }))
+}
+
+/// The first slot that is empty.
+pub fn empty(mem: &File, pid: Pid, slots: &[u64]) -> Result<Option<u64>> {
+    for slot in slots {
+        if read(mem, pid, *slot)? == [0; SIZE] {
+            return Ok(Some(*slot));
+        }
+    }
+    Ok(None)
 }
 
 /// Clears slots that nobody needs.

@@ -55,7 +55,10 @@ pub enum Pending {
 pub fn continued(regs: &user_regs_struct, pending: Pending) -> user_regs_struct {
     let mut regs = *regs;
     let nr = regs.orig_rax as i64;
-    if nr >= 0 && regs.rax as i64 == EINTR && pending == Pending::Nothing && BROKEN_BY_A_STOP.contains(&nr) {
+    let broken = regs.rax as i64 == EINTR && BROKEN_BY_A_STOP.contains(&nr);
+    // Without a timeout there is none to keep, and the kernel's own restart would hide the call's number from the next dump.
+    let endless_poll = regs.rax as i64 == ERESTART_RESTARTBLOCK && nr == libc::SYS_poll && (regs.rdx as i32) < 0;
+    if nr >= 0 && (broken || endless_poll) && pending == Pending::Nothing {
         regs.rax = regs.orig_rax;
         regs.rip = regs.rip.wrapping_sub(SYSCALL_LEN);
         regs.orig_rax = u64::MAX;
@@ -189,6 +192,16 @@ mod tests {
         let code = [0xba, 7, 0, 0, 0, 0xb8, 0xe6, 0, 0, 0, 0x4d, 0x89, 0xc2];
         assert_eq!(restarted_call(&code), Some(libc::SYS_clock_nanosleep));
         assert_eq!(restarted_call(&[0x90; 8]), None);
+    }
+
+    #[test]
+    fn a_poll_without_timeout_is_made_again() {
+        let mut regs = at(libc::SYS_poll, -516);
+        assert_eq!(continued(&regs, Pending::Nothing), regs);
+        regs.rdx = u64::MAX;
+        assert_eq!(continued(&regs, Pending::Deliverable), regs);
+        let again = continued(&regs, Pending::Nothing);
+        assert_eq!((again.rax as i64, again.rip, again.orig_rax as i64), (libc::SYS_poll, 0x1000, -1));
     }
 
     #[test]

@@ -53,7 +53,7 @@ enum Sent {
 impl Infected {
     /// Prepares a stopped thread of the process for batches. On an error it runs on as it was.
     pub fn visit(&mut self, stopped: Stopped, visit: &Visit<'_>) -> Result<Guest<'_>> {
-        let at_stop = ThreadState { regs: stopped.regs()?, xstate: stopped.xstate()?, sigmask: stopped.sigmask()? };
+        let at_stop = ThreadState::of(&stopped)?;
         let tid = stopped.tid();
         if self.stubs == Stubs::Occupied || self.room.holds(at_stop.regs.rip) {
             return Err(Error::Leaving(self.pid));
@@ -62,9 +62,9 @@ impl Infected {
         others.insert(tid, at_stop.regs);
         let threads = others.values().chain([&self.going_on]).copied().collect();
         let site = Site { mem: &self.mem, pid: self.pid, room: &self.room, threads };
-        let (regs, going_on) = site.resumption(&at_stop.regs, visit.pending, visit.left)?;
+        let (regs, rest, going_on) = site.resumption(&at_stop.regs, visit.pending, visit.left)?;
         self.others.insert(tid, going_on);
-        let original = ThreadState { regs, ..at_stop };
+        let original = ThreadState { regs, rest, ..at_stop };
         let back = WayBack { regs: restart::without_kernel_restart(&going_on), sigmask: original.sigmask };
         let at = self.room.place(&self.mem, self.pid, Slot::Even, &[], &back)?;
         Ok(Guest { host: self, tid, stopped: Some(stopped), at, sent: Sent::Not, back, original, going_on })
@@ -79,12 +79,13 @@ impl Guest<'_> {
 
     /// Ends the visit; yields the thread in a stop, about to go on with what it was doing.
     pub fn leave(mut self) -> Result<Stopped> {
-        let last = ThreadState { regs: self.going_on, ..self.original.clone() };
+        let last = self.original.going_on(&self.going_on);
         self.go_back(&last)
     }
 
     /// Ends the visit and gives the thread the state `last`, in the middle of `call` where there is one.
     pub fn leave_as(mut self, last: &ThreadState, call: Option<&Call>) -> Result<Stopped> {
+        let last = &last.going_on(&self.host.resumed(last)?);
         let stopped = self.stopped.take().ok_or(Error::Gone(self.host.pid))?;
         let stopped = self.host.make_room_for_tiles(stopped, &self.original.xstate, last)?;
         let (stopped, regs) = match call {
@@ -154,7 +155,7 @@ impl Drop for Guest<'_> {
         if self.sent == Sent::Not {
             return;
         }
-        let last = ThreadState { regs: self.going_on, ..self.original.clone() };
+        let last = self.original.going_on(&self.going_on);
         if let Err(error) = self.go_back(&last).and_then(Stopped::release) {
             self.host.stubs = Stubs::Occupied;
             tracing::debug!(tid = self.tid.0, %error, "a thread was left in its stub");

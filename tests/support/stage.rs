@@ -141,10 +141,15 @@ impl Stage {
     pub fn block(&mut self, name: &str, nr: i64, args: &[Arg]) {
         self.post(name, &Stage::line(nr, args));
         let Some(Arg::Number(fd)) = args.first() else { panic!("the first argument is no number") };
-        let (path, start) = (format!("/proc/{}/syscall", self.pid(name)), format!("{nr} {fd:#x} "));
-        let is_in = || fs::read_to_string(&path).is_ok_and(|text| text.starts_with(&start)).then_some(());
-        until("blocked actor", PATIENCE, is_in, || format!("{:?}", fs::read_to_string(&path)));
+        self.wait_in(name, &format!("{nr} {fd:#x} "));
         self.blocked.insert(name.into());
+    }
+
+    /// Waits until /proc says that the actor is in a call: its number and arguments begin like this.
+    pub fn wait_in(&self, name: &str, start: &str) {
+        let path = format!("/proc/{}/syscall", self.pid(name));
+        let is_in = || fs::read_to_string(&path).is_ok_and(|text| text.starts_with(start)).then_some(());
+        until("blocked actor", PATIENCE, is_in, || format!("{:?}", fs::read_to_string(&path)));
     }
 
     /// Whether an answer is waiting.
