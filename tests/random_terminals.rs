@@ -1,18 +1,23 @@
 //! Random terminal states, dumped, killed, restored and compared.
 //!
-//! Each case is drawn from a seed: terminals, descriptions, settings, sessions, queues. The same seed draws the same case twice: one tree is the
-//! control, the other is dumped and restored before both are read out. `RANDOM_TERMINALS=500` sets the number of cases, `RANDOM_SEED=n`
-//! the first seed; a failing case names its own.
+//! Each case is drawn from a seed: terminals, descriptions, settings, sessions, queues. Many cases are one tree, each below an actor of its own. The
+//! same seeds draw the same tree twice: one is the control, the other is dumped and left running, dumped, killed and restored, before both are
+//! read out. `RANDOM_TERMINALS=500` sets the number of cases, `RANDOM_SEED=n` the first seed; a failing case names its own.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use ptyagent::sys::tty;
-use support::{RDWR, Stage, dump, restore, serial, with_timeout};
+use serde_json::Value;
+use support::{RDWR, Stage, dump, dump_running, ptyagent, report, restore, room, serial, with_timeout};
 
-const LIMIT: Duration = Duration::from_secs(60);
+/// Of one tree.
+const LIMIT: Duration = Duration::from_secs(120);
+/// Cases in one tree.
+const TREE: u64 = 20;
 
 /// xorshift.
 struct Random(u64);
@@ -98,7 +103,15 @@ fn opens(random: &mut Random, stage: &mut Stage, name: &str, index: u32, first: 
     }
 }
 
-fn traffic(random: &mut Random, stage: &mut Stage, holder: &str, master: i32, user: &str, slave: i32) {
+/// What is done once all that was typed has been processed: the actor, its descriptor, and the call.
+struct Stop {
+    actor: String,
+    fd: i32,
+    request: u64,
+    arg: i32,
+}
+
+fn traffic(random: &mut Random, stage: &mut Stage, holder: &str, master: i32, user: &str, slave: i32) -> Option<Stop> {
     if random.one_in(2) {
         let text = random.text(300);
         stage.write(user, slave, &text);
@@ -110,38 +123,40 @@ fn traffic(random: &mut Random, stage: &mut Stage, holder: &str, master: i32, us
         let text = random.text(600);
         stage.type_in(holder, master, &text);
     }
-    // What is typed is processed before the flow is stopped, in every run.
-    stage.sys(holder, libc::SYS_poll, &[0.into(), 0.into(), 10.into()]);
+    let stop = |actor: &str, fd, request, arg| Some(Stop { actor: actor.to_owned(), fd, request, arg });
     match random.below(12) {
-        0 => stage.ioctl(user, slave, tty::TCXONC, tty::TCOOFF),
-        1 => stage.ioctl(holder, master, tty::TCXONC, tty::TCOOFF),
+        0 => return stop(user, slave, tty::TCXONC, tty::TCOOFF),
+        1 => return stop(holder, master, tty::TCXONC, tty::TCOOFF),
         2 => stage.ioctl(user, slave, tty::TIOCEXCL, 0),
         3 => stage.ioctl_in(holder, master, tty::TIOCSPTLCK, &1i32.to_ne_bytes()),
         _ => {}
     }
+    None
 }
 
-/// Draws and makes a case.
-fn make(seed: u64, stage: &mut Stage) {
+/// Draws a case and makes it below an actor of its own.
+fn make(seed: u64, stage: &mut Stage) -> Vec<Stop> {
     let random = &mut Random::new(seed);
     // Warm up: neighbouring seeds begin alike.
     for _ in 0..5 {
         random.below(2);
     }
+    let (root, mut stops) = (format!("{seed}"), Vec::new());
+    stage.fork("root", &root);
     for n in 0..1 + random.below(3) as i32 {
-        let (master, slave, leader) = (10 + n, 20 + 10 * n, format!("leader{n}"));
-        let index = stage.pair("root", master, slave);
-        let mut user = "root".to_owned();
+        let (master, slave, leader) = (10 + n, 20 + 10 * n, format!("{seed}.leader{n}"));
+        let index = stage.pair(&root, master, slave);
+        let mut user = root.clone();
         if random.one_in(2) {
-            stage.fork("root", &leader);
-            stage.close("root", slave);
+            stage.fork(&root, &leader);
+            stage.close(&root, slave);
             stage.must(&leader, libc::SYS_setsid, &[]);
             if random.one_in(5) {
-                stage.fork(&leader, &format!("without{n}"));
+                stage.fork(&leader, &format!("{seed}.without{n}"));
             }
             stage.ioctl(&leader, slave, tty::TIOCSCTTY, 0);
             if random.one_in(2) {
-                let name = format!("job{n}");
+                let name = format!("{seed}.job{n}");
                 let job = stage.fork(&leader, &name);
                 stage.must(&leader, libc::SYS_setpgid, &[job.into(), job.into()]);
                 if random.one_in(2) {
@@ -160,37 +175,102 @@ fn make(seed: u64, stage: &mut Stage) {
         }
         opens(random, stage, &user, index, slave + 1);
         settings(random, stage, &user, slave);
-        traffic(random, stage, "root", master, &user, slave);
-        if random.one_in(10) && user == "root" {
-            stage.close("root", master);
+        let stop = traffic(random, stage, &root, master, &user, slave);
+        if random.one_in(10) && user == root {
+            stage.close(&root, master);
+        } else {
+            stops.extend(stop);
         }
     }
+    stops
 }
 
-fn differences(what: &str, before: &[String], after: &[String]) -> Vec<String> {
-    let mut found = Vec::new();
-    if before.len() != after.len() {
-        found.push(format!("  {what}: {} lines became {}", before.len(), after.len()));
+/// Makes a tree of cases.
+fn tree(seeds: std::ops::Range<u64>) -> Stage {
+    let mut stage = Stage::new();
+    let stops: Vec<Stop> = seeds.flat_map(|seed| make(seed, &mut stage)).collect();
+    settle(&mut stage);
+    for stop in stops {
+        stage.ioctl(&stop.actor, stop.fd, stop.request, stop.arg);
     }
-    let pairs = before.iter().zip(after).filter(|(before, after)| before != after);
-    found.extend(pairs.map(|(before, after)| format!("  {what}:\n    {before}\n    {after}")));
-    found
+    stage
 }
 
-fn case(seed: u64) -> Vec<String> {
-    let mut control = Stage::new();
-    make(seed, &mut control);
+/// What was typed is processed before a flow is stopped, in every run: the kernel's worker comes to a terminal that was written to later.
+fn settle(stage: &mut Stage) {
+    const CANARY: (i32, i32) = (10, 11);
+    stage.pair("root", CANARY.0, CANARY.1);
+    for _ in 0..3 {
+        stage.write("root", CANARY.0, b"\n");
+        while stage.events("root", CANARY.1, libc::POLLIN) == 0 {}
+        stage.must("root", libc::SYS_read, &[CANARY.1.into(), room(9), 9.into()]);
+    }
+    stage.close("root", CANARY.0);
+    stage.close("root", CANARY.1);
+}
+
+/// What a live inspection reports, one value to a line, but for how much memory is mapped, which the program's own heap decides.
+fn inspect(root: i32) -> Vec<String> {
+    let output = ptyagent(&["inspect", "--json", &root.to_string()]);
+    assert!(output.status.success(), "inspect: {}", report(&output));
+    let mut lines = Vec::new();
+    flatten("", &serde_json::from_slice(&output.stdout).unwrap(), &mut lines);
+    lines
+}
+
+fn flatten(path: &str, value: &Value, lines: &mut Vec<String>) {
+    match value {
+        Value::Object(fields) => {
+            for (name, value) in fields.iter().filter(|(name, _)| *name != "mapped_bytes") {
+                flatten(&format!("{path}.{name}"), value, lines);
+            }
+        }
+        Value::Array(items) => {
+            for (at, value) in items.iter().enumerate() {
+                flatten(&format!("{path}[{at}]"), value, lines);
+            }
+        }
+        value => lines.push(format!("inspect {path} {value}")),
+    }
+}
+
+/// What differs, by the actor at the beginning of the line, whose name begins with the seed of its case.
+#[derive(Default)]
+struct Differences(BTreeMap<String, String>);
+
+impl Differences {
+    fn compare(&mut self, what: &str, before: &[String], after: &[String]) {
+        if before.len() != after.len() {
+            self.add("tree", &format!("  {what}: {} lines became {}\n", before.len(), after.len()));
+        }
+        for (before, after) in before.iter().zip(after).filter(|(before, after)| before != after) {
+            let case = before.split([' ', '.']).next().unwrap_or_default();
+            self.add(case, &format!("  {what}:\n    {before}\n    {after}\n"));
+        }
+    }
+
+    fn add(&mut self, case: &str, text: &str) {
+        self.0.entry(case.to_owned()).or_default().push_str(text);
+    }
+}
+
+fn run(seeds: std::ops::Range<u64>) -> Differences {
+    let mut control = tree(seeds.clone());
     let _settled = control.observe();
     let want = control.exhaust();
     drop(control);
-    let mut stage = Stage::new();
-    make(seed, &mut stage);
-    let before = stage.observe();
+    let mut found = Differences::default();
+    let mut stage = tree(seeds);
+    let root = stage.pid("root");
+    let (before, inspected) = (stage.observe(), inspect(root));
+    dump_running(root, &stage.dir.join("first"));
+    found.compare("seen after a dump that left it running", &before, &stage.observe());
     let dir = stage.dir.join("images");
-    dump(stage.pid("root"), &dir);
+    dump(root, &dir);
     restore(&dir);
-    let mut found = differences("seen", &before, &stage.observe());
-    found.extend(differences("done", &want, &stage.exhaust()));
+    found.compare("seen after the restore", &before, &stage.observe());
+    found.compare("inspected after the restore", &inspected, &inspect(root));
+    found.compare("done after the restore", &want, &stage.exhaust());
     found
 }
 
@@ -201,19 +281,20 @@ fn number(name: &str, otherwise: u64) -> u64 {
 #[test]
 fn random_states() {
     let _serial = serial();
-    let (first, count) = (number("RANDOM_SEED", 1), number("RANDOM_TERMINALS", 60));
+    let (first, count) = (number("RANDOM_SEED", 1), number("RANDOM_TERMINALS", 100));
     let start = Instant::now();
     let mut failures = Vec::new();
-    for seed in first..first + count {
-        let found = std::panic::catch_unwind(|| with_timeout(LIMIT, move || case(seed)));
-        let found = found.unwrap_or_else(|panic| {
-            let text = panic.downcast_ref::<String>().cloned().unwrap_or_default();
-            vec![format!("  {text}")]
-        });
-        if !found.is_empty() {
-            failures.push(format!("RANDOM_SEED={seed}\n{}", found.join("\n")));
+    for from in (first..first + count).step_by(TREE as usize) {
+        let seeds = from..(from + TREE).min(first + count);
+        let of_tree = format!("RANDOM_SEED={from} RANDOM_TERMINALS={}", seeds.end - from);
+        match std::panic::catch_unwind(|| with_timeout(LIMIT, move || run(seeds))) {
+            Ok(found) => failures.extend(found.0.iter().map(|(case, text)| format!("seed {case}, {of_tree}\n{text}"))),
+            Err(panic) => {
+                let text = panic.downcast_ref::<String>().cloned().unwrap_or_default();
+                failures.push(format!("{of_tree}\n  {text}\n"));
+            }
         }
     }
     println!("{count} cases from seed {first} in {:?}", start.elapsed());
-    assert!(failures.is_empty(), "{} of {count} differ:\n{}", failures.len(), failures.join("\n"));
+    assert!(failures.is_empty(), "{} of {count} differ:\n{}", failures.len(), failures.concat());
 }

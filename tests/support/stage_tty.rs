@@ -124,8 +124,9 @@ impl Stage {
     /// Everything that the actors see without taking anything, one fact to a line.
     pub fn observe(&mut self) -> Vec<String> {
         let mut facts = Vec::new();
-        for (name, fd, _) in self.slaves_first(&self.running()).into_iter().cycle().take(100) {
-            self.events(&name, fd, libc::POLLIN);
+        let terminals = self.slaves_first(&self.running());
+        for (name, fd, _) in terminals.iter().chain(&terminals) {
+            self.events(name, *fd, libc::POLLIN);
         }
         for name in self.names() {
             if self.stopped.contains(&name) {

@@ -66,21 +66,27 @@ static void sayf(const char *format, ...)
 	say(text);
 }
 
+/* What was read of the script beyond its last line. */
+static char ahead[LINE];
+static size_t ahead_len;
+
 /* Reads one line of the script. */
 static void hear(void)
 {
-	size_t len = 0;
-	for (;;) {
-		ssize_t some = read(IN, line + len, 1);
+	char *end;
+	while (!(end = memchr(ahead, '\n', ahead_len))) {
+		ssize_t some = read(IN, ahead + ahead_len, LINE - ahead_len);
 		if (some < 0 && errno == EINTR)
 			continue;
-		if (some != 1 || len + 1 == LINE)
+		if (some <= 0)
 			_exit(3);
-		if (line[len] == '\n')
-			break;
-		len++;
+		ahead_len += some;
 	}
+	size_t len = end - ahead;
+	memcpy(line, ahead, len);
 	line[len] = 0;
+	ahead_len -= len + 1;
+	memmove(ahead, end + 1, ahead_len);
 }
 
 static int open_end(const char *name, const char *kind, int at)
@@ -106,15 +112,20 @@ static void take_part(const char *name)
 	open_end(name, "in", IN);
 	open_end(name, "out", OUT);
 	memset((void *)counts, 0, sizeof counts);
+	ahead_len = 0;
 	sayf("%d\n", getpid());
+}
+
+static unsigned digit(char c)
+{
+	return c <= '9' ? c - '0' : c - 'a' + 10;
 }
 
 static size_t from_hex(const char *text, char *bytes)
 {
 	size_t len = 0;
-	unsigned value;
-	while (len < ROOM && sscanf(text + 2 * len, "%2x", &value) == 1)
-		bytes[len++] = (char)value;
+	for (; len < ROOM && text[2 * len]; len++)
+		bytes[len] = (char)(digit(text[2 * len]) << 4 | digit(text[2 * len + 1]));
 	return len;
 }
 
