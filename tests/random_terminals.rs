@@ -12,12 +12,12 @@ use std::time::{Duration, Instant};
 
 use ptyagent::sys::tty;
 use serde_json::Value;
-use support::{RDWR, Stage, dump, dump_running, ptyagent, report, restore, room, serial, with_timeout};
+use support::{RDWR, Stage, dump, dump_running, patiently, report, restore, room, serial, with_timeout};
 
 /// Of one tree.
-const LIMIT: Duration = Duration::from_secs(120);
+const LIMIT: Duration = Duration::from_secs(60);
 /// Cases in one tree.
-const TREE: u64 = 20;
+const TREE: u64 = 10;
 
 /// xorshift.
 struct Random(u64);
@@ -211,7 +211,7 @@ fn settle(stage: &mut Stage) {
 
 /// What a live inspection reports, one value to a line, but for how much memory is mapped, which the program's own heap decides.
 fn inspect(root: i32) -> Vec<String> {
-    let output = ptyagent(&["inspect", "--json", &root.to_string()]);
+    let output = patiently(&["inspect", "--json", &root.to_string()]);
     assert!(output.status.success(), "inspect: {}", report(&output));
     let mut lines = Vec::new();
     flatten("", &serde_json::from_slice(&output.stdout).unwrap(), &mut lines);

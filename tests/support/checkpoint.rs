@@ -13,9 +13,16 @@ use super::{PATIENCE, ptyagent};
 
 const PAGE: u64 = 4096;
 
+/// Runs the binary, again where it was held up by others for so long that it gave up.
+pub fn patiently(args: &[&str]) -> Output {
+    let mut outputs = std::iter::repeat_with(|| ptyagent(args));
+    let held_up = |output: &Output| String::from_utf8_lossy(&output.stderr).contains("this controller was held up");
+    outputs.by_ref().take(5).find(|output| !held_up(output)).unwrap_or_else(|| ptyagent(args))
+}
+
 /// Dumps the tree of `root` into `dir` and kills it; its PIDs are free when this returns.
 pub fn dump(root: i32, dir: &Path) {
-    let output = ptyagent(&["dump", "--inject", &root.to_string(), "-D", dir.to_str().unwrap()]);
+    let output = patiently(&["dump", "--inject", &root.to_string(), "-D", dir.to_str().unwrap()]);
     assert!(output.status.success(), "dump: {}", report(&output));
     let gone = || (!fs::exists(format!("/proc/{root}")).unwrap()).then_some(());
     until("free number of the dumped root", PATIENCE, gone, || format!("{:?}", super::snapshot::stat(root)));
@@ -23,7 +30,7 @@ pub fn dump(root: i32, dir: &Path) {
 
 /// Dumps the tree of `root` into `dir` and lets it run on.
 pub fn dump_running(root: i32, dir: &Path) {
-    let output = ptyagent(&["dump", "--inject", &root.to_string(), "--leave-running", "-D", dir.to_str().unwrap()]);
+    let output = patiently(&["dump", "--inject", &root.to_string(), "--leave-running", "-D", dir.to_str().unwrap()]);
     assert!(output.status.success(), "dump: {}", report(&output));
 }
 

@@ -15,7 +15,7 @@ mod stage_tty;
 mod victim;
 
 pub use beside::inside;
-pub use checkpoint::{dump, dump_running, page_differences, pages, report, restore};
+pub use checkpoint::{dump, dump_running, page_differences, pages, patiently, report, restore};
 pub use holder::Holder;
 pub use host::{Serial, TempDir, ptyagent, require, require_from, serial, skip, until, with_timeout};
 pub use objects::{EndSession, Prepared, asleep, check, check_and, check_images, refused, same_images};

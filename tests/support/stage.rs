@@ -168,7 +168,7 @@ impl Stage {
                 return String::from_utf8(line).unwrap().trim_end().to_owned();
             }
             let mut fds = [PollFd::new(actor.answers.as_fd(), PollFlags::POLLIN)];
-            let ready = poll(&mut fds, PollTimeout::from(8000_u16)).unwrap();
+            let ready = poll(&mut fds, PollTimeout::try_from(PATIENCE).unwrap()).unwrap();
             assert!(ready > 0, "actor {name} does not answer: {:?}", super::stat(actor.pid));
             let mut bytes = vec![0; 1 << 16];
             let count = actor.answers.read(&mut bytes).unwrap();
@@ -206,6 +206,13 @@ impl Stage {
         parse(&self.tell(name, &Stage::line(nr, args)))
     }
 
+    /// System calls one after another, told at once.
+    pub fn all(&mut self, name: &str, calls: &[(i64, Vec<Arg>)]) -> Vec<Answer> {
+        let lines: Vec<String> = calls.iter().map(|(nr, args)| Stage::line(*nr, args)).collect();
+        self.post(name, &lines.join("\n"));
+        lines.iter().map(|_| parse(&self.hear(name))).collect()
+    }
+
     /// A system call that has to succeed.
     pub fn must(&mut self, name: &str, nr: i64, args: &[Arg]) -> Answer {
         let answer = self.sys(name, nr, args);
@@ -230,7 +237,7 @@ pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn unhex(text: &str) -> Vec<u8> {
+pub fn unhex(text: &str) -> Vec<u8> {
     text.as_bytes()
         .chunks_exact(2)
         .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap())

@@ -1,5 +1,6 @@
 //! Terminals on a stage: shorthands for the calls, what an actor sees of each descriptor, and reading everything out at the end.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
 
@@ -7,11 +8,13 @@ use ptyagent::sys::tty;
 
 use super::PATIENCE;
 use super::host::until;
-use super::stage::{Arg, Stage, hex, room};
+use super::stage::{Arg, Stage, hex, room, unhex};
 
 /// O_RDWR | O_NOCTTY.
 pub const RDWR: i32 = libc::O_RDWR | libc::O_NOCTTY;
-const READ: usize = 4096;
+const F_GETSIG: i32 = 11;
+const F_GETOWN_EX: i32 = 16;
+const F_GETOWNER_UIDS: i32 = 17;
 
 impl Stage {
     /// Opens a path under this number, close-on-exec where the flags say so.
@@ -176,16 +179,22 @@ impl Stage {
             ("unread", tty::FIONREAD, 4),
             ("index", tty::TIOCGPTN, 4),
         ];
-        for (what, request, size) in requests {
-            let answer = self.sys(name, libc::SYS_ioctl, &[fd.into(), request.into(), room(size)]);
-            write!(fact, " {what}={}", value(answer.result, &answer.rooms)).unwrap();
-        }
-        for (what, command) in [("fl", libc::F_GETFL), ("fd", libc::F_GETFD), ("sig", 11)] {
-            let answer = self.sys(name, libc::SYS_fcntl, &[fd.into(), command.into(), 0.into()]);
-            write!(fact, " {what}={:#x}", answer.result).unwrap();
-        }
-        for (what, command, size) in [("owner", 16, 8), ("uids", 17, 8)] {
-            let answer = self.sys(name, libc::SYS_fcntl, &[fd.into(), command.into(), room(size)]);
+        let controls: [(&str, i32, Option<usize>); 5] = [
+            ("fl", libc::F_GETFL, None),
+            ("fd", libc::F_GETFD, None),
+            ("sig", F_GETSIG, None),
+            ("owner", F_GETOWN_EX, Some(8)),
+            ("uids", F_GETOWNER_UIDS, Some(8)),
+        ];
+        let mut calls: Vec<(i64, Vec<Arg>)> = requests
+            .iter()
+            .map(|(_, request, size)| (libc::SYS_ioctl, vec![fd.into(), (*request).into(), room(*size)]))
+            .collect();
+        calls.extend(controls.iter().map(|(_, command, size)| {
+            (libc::SYS_fcntl, vec![fd.into(), (*command).into(), size.map_or(Arg::Number(0), room)])
+        }));
+        let names = requests.iter().map(|(what, ..)| what).chain(controls.iter().map(|(what, ..)| what));
+        for (what, answer) in names.zip(self.all(name, &calls)) {
             write!(fact, " {what}={}", value(answer.result, &answer.rooms)).unwrap();
         }
         let events = self.events(name, fd, libc::POLLIN | libc::POLLPRI | libc::POLLOUT);
@@ -291,11 +300,18 @@ impl Stage {
     /// room, and which ones is a race.
     fn drain_all(&mut self, names: &[String]) -> Vec<((String, i32, bool), Vec<String>)> {
         let mut all: Vec<_> = self.slaves_first(names).into_iter().map(|terminal| (terminal, Vec::new())).collect();
-        for _ in 0..20 {
+        let mut ended = BTreeSet::new();
+        for _ in 0..100 {
             let mut found = false;
-            for ((name, fd, master), reads) in &mut all {
+            for (at, ((name, fd, master), reads)) in all.iter_mut().enumerate() {
+                if ended.contains(&at) {
+                    continue;
+                }
                 let some = self.read_some(name, *fd, if *master { 100 } else { 20 });
                 found |= !some.is_empty();
+                if some.last().is_some_and(|read| read.starts_with('-')) {
+                    ended.insert(at);
+                }
                 reads.extend(some);
             }
             if !found {
@@ -312,19 +328,19 @@ impl Stage {
 
     /// The same, with so many reads at most.
     fn read_some(&mut self, name: &str, fd: i32, most: usize) -> Vec<String> {
-        let mut reads = Vec::new();
-        while reads.len() < most && self.events(name, fd, libc::POLLIN) & libc::POLLIN != 0 {
-            let answer = self.sys(name, libc::SYS_read, &[fd.into(), room(READ), Arg::Number(READ as i64)]);
-            let bytes = &answer.rooms[0][..answer.result.max(0) as usize];
-            reads.push(format!("{}:{}", answer.result, bytes.escape_ascii()));
-            if answer.result < 0 {
-                break;
-            }
-        }
-        reads
+        let told = self.tell(name, &format!("drain {fd} {most}"));
+        let shown = |read: &str| {
+            let (count, bytes) = read.split_once(':').unwrap();
+            format!("{count}:{}", unhex(bytes).escape_ascii())
+        };
+        told.split_whitespace().map(shown).collect()
     }
 }
 
 fn value(result: i64, rooms: &[Vec<u8>]) -> String {
-    if result < 0 { result.to_string() } else { rooms.iter().map(|room| hex(room)).collect() }
+    match (result, rooms) {
+        (0.., [room]) => hex(room),
+        (0.., []) => format!("{result:#x}"),
+        _ => result.to_string(),
+    }
 }

@@ -9,6 +9,8 @@
  *                   Answer: the result, negative for an error, and as hex what is in each ~HEX and @N then.
  *   rights SOCKET FD...   sends one byte with descriptors. Answer: as of sys.
  *   receive SOCKET        takes one message. Answer: as of sys, then the numbers of the descriptors that came with it.
+ *   drain FD N      reads as long as there is something, but not more than N times, not behind an error, and not the end of a terminal
+ *                   that was hung up twice. Answer: "COUNT:HEX" of each read, COUNT negative for an error.
  *   fork NAME       makes the actor NAME. Answer: its pid.
  *   signals         "NUMBER:COUNT" of every signal that was caught.
  *   default N       the default action for signal N.
@@ -18,6 +20,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -129,9 +132,36 @@ static size_t from_hex(const char *text, char *bytes)
 	return len;
 }
 
-static void call(char *text)
+static char *to_hex(char *at, const char *bytes, size_t len)
 {
 	static const char digits[] = "0123456789abcdef";
+	for (size_t i = 0; i < len; i++) {
+		*at++ = digits[(unsigned char)bytes[i] >> 4];
+		*at++ = digits[bytes[i] & 15];
+	}
+	return at;
+}
+
+static void drain(int fd, int most)
+{
+	enum { SIZE = 4096 };
+	char *at = answer;
+	for (; most > 0 && at + 3 * SIZE < answer + sizeof answer; most--) {
+		struct pollfd one = { .fd = fd, .events = POLLIN };
+		if (poll(&one, 1, 0) < 1 || !(one.revents & POLLIN))
+			break;
+		ssize_t count = read(fd, rooms[0], SIZE);
+		at += sprintf(at, "%s%ld:", at == answer ? "" : " ", count < 0 ? -(long)errno : count);
+		at = to_hex(at, rooms[0], count < 0 ? 0 : count);
+		if (count < 0 || (!count && one.revents & POLLHUP))
+			break;
+	}
+	strcpy(at, "\n");
+	say(answer);
+}
+
+static void call(char *text)
+{
 	long args[ARGS + 1] = { 0 };
 	size_t sizes[ARGS + 1] = { 0 };
 	int n = 0;
@@ -155,10 +185,7 @@ static void call(char *text)
 		if (!sizes[n])
 			continue;
 		*at++ = ' ';
-		for (size_t i = 0; i < sizes[n]; i++) {
-			*at++ = digits[(unsigned char)rooms[n - 1][i] >> 4];
-			*at++ = digits[rooms[n - 1][i] & 15];
-		}
+		at = to_hex(at, rooms[n - 1], sizes[n]);
 	}
 	strcpy(at, "\n");
 	say(answer);
@@ -240,6 +267,10 @@ int main(int argc, char **argv)
 			rights(line + 7);
 		} else if (!strncmp(line, "receive ", 8)) {
 			receive(line + 8);
+		} else if (!strncmp(line, "drain ", 6)) {
+			char *most;
+			int fd = strtol(line + 6, &most, 10);
+			drain(fd, atoi(most));
 		} else if (!strncmp(line, "fork ", 5)) {
 			pid_t pid = fork();
 			if (!pid)
