@@ -44,8 +44,9 @@ impl Area {
     pub fn of(pid: Pid, tid: Tid) -> Result<Area> {
         match ptrace::rseq_configuration(tid) {
             Ok(config) => Ok(Area::Told(Some(config).filter(|config| config.pointer != 0))),
-            Err(Errno::EIO) => Ok(Area::Guessed(guess(pid, tid)?)),
-            Err(errno) => Err(Error::of_pid("asking for the restartable sequence area", pid, errno)),
+            Err(Errno::ESRCH) => Err(Error::Gone(pid)),
+            // EIO where the kernel has no such request, anything where a container forbids it.
+            Err(_) => Ok(Area::Guessed(guess(pid, tid)?)),
         }
     }
 

@@ -14,17 +14,21 @@ pub struct Suite {
     pub binary: &'static str,
     /// Tests whose names have one of these in them, with libtest's options.
     pub arguments: &'static [&'static str],
-    pub env: &'static [(&'static str, &'static str)],
+    /// A shell command that comes first.
+    pub before: &'static str,
     /// In software emulation, with room.
     pub seconds: u64,
     /// Runs on the oldest and the newest kernel in a plain `cargo test`.
     pub fast: bool,
 }
 
-const SUITE: Suite = Suite { name: "", binary: "", arguments: &[], env: &[], seconds: 300, fast: false };
+const SUITE: Suite = Suite { name: "", binary: "", arguments: &[], before: "", seconds: 300, fast: false };
+
+/// Not every kernel has the first.
+const STRICT: &str = "echo 0 >/proc/sys/dev/tty/legacy_tiocsti; echo 1 >/proc/sys/kernel/yama/ptrace_scope; cat /proc/sys/kernel/yama/ptrace_scope";
 
 /// In the order of the table.
-pub const SUITES: [Suite; 11] = [
+pub const SUITES: [Suite; 12] = [
     Suite { name: "check", seconds: 60, fast: true, ..SUITE },
     Suite { name: "terminals", binary: "terminals", seconds: 600, ..SUITE },
     Suite { name: "queues", binary: "queue", ..SUITE },
@@ -36,6 +40,8 @@ pub const SUITES: [Suite; 11] = [
     Suite { name: "sockets", binary: "sockets", ..SUITE },
     Suite { name: "vDSO", binary: "vdso", ..SUITE },
     Suite { name: "calls missing", binary: "lacks", ..SUITE },
+    // The last, for it leaves them so.
+    Suite { name: "strict settings", binary: "roundtrip", before: STRICT, ..SUITE },
 ];
 
 /// Builds test binaries, and yields where they are, by name.
@@ -58,9 +64,8 @@ pub fn build(names: &[&str]) -> BTreeMap<String, PathBuf> {
 
 impl Suite {
     pub fn task(&self, binaries: &BTreeMap<String, PathBuf>, patience: u32) -> Task {
-        let mut env = vec![("PTYAGENT_PATIENCE".to_owned(), patience.to_string())];
-        env.extend(self.env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
-        let argv = match self.binary {
+        let env = vec![("PTYAGENT_PATIENCE".to_owned(), patience.to_string())];
+        let mut argv = match self.binary {
             "" => vec![env!("CARGO_BIN_EXE_ptyagent").to_owned(), "check".to_owned()],
             name => {
                 let mut argv = vec![text(&binaries[name])];
@@ -68,6 +73,10 @@ impl Suite {
                 argv
             }
         };
+        if !self.before.is_empty() {
+            let first = ["bash", "-c", &format!("{}; \"$@\"", self.before), "bash"].map(str::to_owned);
+            argv = [first.to_vec(), argv].concat();
+        }
         Task { name: self.name.replace(' ', "-"), argv, env, seconds: self.seconds, above_pid: None }
     }
 }

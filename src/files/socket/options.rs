@@ -6,7 +6,7 @@ use std::os::fd::BorrowedFd;
 
 use libc::{IPPROTO_IP, IPPROTO_IPV6, IPPROTO_TCP, IPPROTO_UDP, SOL_NETLINK, SOL_SOCKET};
 
-use crate::error::{Error, Result};
+use crate::error::{Errno, Error, Result};
 use crate::image::pb;
 use crate::sys::socket;
 
@@ -164,8 +164,11 @@ pub fn read(fd: BorrowedFd<'_>, family: Family) -> Vec<pb::PtyagentSockopt> {
 pub fn restore(fd: BorrowedFd<'_>, own: &pb::PtyagentSocket, entry: &pb::SkOptsEntry) -> Result<()> {
     for option in &own.options {
         let (level, name, value) = (option.level(), option.name(), option.value());
-        if socket::option(fd, level, name, value.len().max(4)).is_ok_and(|now| now == value) {
-            continue;
+        match socket::option(fd, level, name, value.len().max(4)) {
+            Ok(now) if now == value => continue,
+            // An older kernel, which does what the newer one did without being asked.
+            Err(Errno::ENOPROTOOPT) if value == unasked(level, name, value.len()) => continue,
+            _ => {}
         }
         socket::set_option(fd, level, name, value).map_err(|errno| {
             Error::failed(format!("option {name} of level {level} of a socket cannot be set: {}", errno.desc()))
@@ -180,6 +183,12 @@ pub fn restore(fd: BorrowedFd<'_>, own: &pb::PtyagentSocket, entry: &pb::SkOptsE
             .map_err(|errno| Error::failed(format!("the filter of a socket cannot be attached: {}", errno.desc())))?;
     }
     buffers(fd, entry)
+}
+
+/// The value of an option that says what kernels do which do not have it.
+fn unasked(level: i32, name: i32, len: usize) -> Vec<u8> {
+    let value = u8::from((level, name) == (SOL_SOCKET, SO_PASSRIGHTS));
+    (0..len).map(|at| if at == 0 { value } else { 0 }).collect()
 }
 
 /// The kernel tells twice what it was given. A size that nobody chose is the kernel's to change, which SO_BUF_LOCK tells (Linux 5.14).
