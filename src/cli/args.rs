@@ -204,7 +204,7 @@ pub struct RestoreArgs {
     /// Restore although this processor lacks instruction sets that the session's had; programs that use them crash
     #[arg(long)]
     pub allow_cpu_mismatch: bool,
-    /// Restore although files that the session has open are longer or shorter than they were, or others; they are named
+    /// Restore although files that the session has open are longer or shorter than they were; they are named
     #[arg(long)]
     pub allow_changed_files: bool,
     /// Check the images and print the steps; create nothing

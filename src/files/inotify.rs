@@ -14,7 +14,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::error::{Context, Error, Result, Subject};
 use crate::files::dump::{Description, Recorder};
-use crate::files::regular::{ChangedFiles, open_path};
+use crate::files::regular::open_path;
 use crate::files::restore::set_status_flags;
 use crate::image::pb;
 use crate::procfs::{Device, mountinfo};
@@ -133,24 +133,13 @@ pub fn open(entry: &pb::InotifyFileEntry) -> Result<OwnedFd> {
     Ok(fd)
 }
 
-/// Sets the watches of an instance under their numbers. A path may only lead to another inode by now where the user allows changed files.
-pub fn watch(fd: BorrowedFd<'_>, entry: &pb::InotifyFileEntry, changed: ChangedFiles) -> Result<Vec<String>> {
-    let mut notes = Vec::new();
+/// Sets the watches of an instance under their numbers, by their paths, as files are opened again by theirs.
+pub fn watch(fd: BorrowedFd<'_>, entry: &pb::InotifyFileEntry) -> Result<()> {
     for watch in &entry.wd {
-        let path = PathBuf::from(watch.f_handle.path());
-        let subject = || Subject::Path(path.clone());
-        let now = std::fs::symlink_metadata(&path).during("looking at", subject())?.ino();
-        if now != watch.i_ino {
-            let note = format!("{}, which the session watches, is another file now", path.display());
-            match changed {
-                ChangedFiles::Refuse => {
-                    return Err(Error::failed(format!("{note}; restore --allow-changed-files watches that one")));
-                }
-                ChangedFiles::Allow => notes.push(note),
-            }
-        }
+        let path = Path::new(watch.f_handle.path());
+        let subject = || Subject::Path(path.into());
         loop {
-            let number = event::inotify_add(fd, &path, watch.mask & MASK | libc::IN_DONT_FOLLOW);
+            let number = event::inotify_add(fd, path, watch.mask & MASK | libc::IN_DONT_FOLLOW);
             let number = number.during("watching", subject())?;
             if number as u32 == watch.wd {
                 break;
@@ -162,7 +151,7 @@ pub fn watch(fd: BorrowedFd<'_>, entry: &pb::InotifyFileEntry, changed: ChangedF
             }
         }
     }
-    Ok(notes)
+    Ok(())
 }
 
 /// Takes the news of removed watches.

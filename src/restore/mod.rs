@@ -432,7 +432,7 @@ impl Execution<'_> {
         self.pairs.let_go(self.plan.outside);
         // What we have closed is nothing that they should hear of.
         for (fd, entry) in watching {
-            self.notes.append(&mut inotify::watch(fd.as_fd(), entry, self.request.changed)?);
+            inotify::watch(fd.as_fd(), entry)?;
         }
         Ok(())
     }

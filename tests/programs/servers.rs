@@ -6,7 +6,7 @@ use crate::support::{Holder, PATIENCE, until};
 const BASH: &[&str] = &["bash", "--norc", "--noprofile", "-i"];
 
 pub fn programs() -> Vec<Program> {
-    vec![tmux(), ssh_agent(), node(), sqlite()]
+    vec![tmux(), ssh_agent(), node(), sqlite(), tail()]
 }
 
 /// A shell below a process that adopts what daemons leave behind, so that they stay in the tree.
@@ -186,6 +186,40 @@ fn sqlite() -> Program {
             assert_eq!(query(dir, "select sum(n) from t").stdout, b"9\n");
             assert!(!dir.join("db-journal").exists());
             keys(holder, ".quit\r", "$ ");
+        },
+        rests: true,
+    }
+}
+
+/// A log that is followed by inotify, and turned over in the end.
+fn tail() -> Program {
+    fn append(dir: &std::path::Path, text: &str) {
+        use std::io::Write;
+        let mut log = std::fs::File::options().append(true).create(true).open(dir.join("log")).unwrap();
+        log.write_all(text.as_bytes()).unwrap();
+    }
+    Program {
+        name: "tail -F of a log",
+        work: "a log that it follows by inotify",
+        needs: &[("tail", "coreutils")],
+        argv: BASH,
+        begin: |holder, dir| {
+            holder.wait_for_text("$ ");
+            append(dir, "line 0\n");
+            keys(holder, &format!("clear; tail -F {}\r", dir.join("log").display()), "line 0\r\n");
+            append(dir, "more\n");
+            wait_for(holder, "\nmore");
+        },
+        rest: |_, _| (),
+        go_on: |holder, dir, round| {
+            append(dir, &format!("line {round}\n"));
+            wait_for(holder, &format!("\nline {round}"));
+        },
+        end: |holder, dir| {
+            std::fs::rename(dir.join("log"), dir.join("old")).unwrap();
+            append(dir, "a new log\n");
+            wait_for(holder, "\na new log");
+            keys(holder, "\x03", "$ ");
         },
         rests: true,
     }
