@@ -34,7 +34,7 @@ use crate::task::survey::{
     IN_VFORK, Survey, SurveyMode, recheck, refuse_outsiders, refuse_threads, refuse_unsupported, survey,
 };
 use crate::task::thread::{self, ThreadFacts};
-use crate::task::{identity, seccomp, signals, timers};
+use crate::task::{identity, seccomp, sharing, signals, timers};
 use crate::trace::{StopReason, Stopped};
 use crate::tty::record::{self as tty_records, Terminals};
 use crate::wire;
@@ -160,6 +160,7 @@ pub fn capture(frozen: Frozen, survey: &Survey, waits: &Waits, mode: SurveyMode,
         known.iter().try_for_each(refuse_without_vdso)?;
     }
     let mut images = Images::default();
+    sharing::record(&mut images, &known.iter().map(|known| known.pid).collect::<Vec<Pid>>())?;
     let removed = Removed::new((mode == SurveyMode::Dump).then_some(allowed.removed_bytes));
     let mut ids = FileIds::after(&ofds, removed);
     let tree = known.iter().map(|known| known.pid).chain(zombies.iter().copied()).collect();

@@ -7,6 +7,7 @@ pub mod descriptors;
 mod files;
 pub mod memory;
 pub mod sessions;
+pub mod sharing;
 pub mod sockets;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -223,6 +224,7 @@ pub fn plan(images: &Images, dir: &Path) -> Result<Plan> {
         steps.push(Step::MakeShared { id });
     }
     sessions::creation(images, &tasks, dir, &mut steps)?;
+    sharing::validate(images, &steps, dir)?;
     let heirs = memory::heirs(images, &steps);
     memory::map_before_births(&heirs, &mut steps);
     sessions::groups(&tasks, dir, &mut steps)?;

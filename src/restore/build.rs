@@ -1,6 +1,7 @@
 //! Building one task from inside: memory, identity, signals, descriptors; and the state that it is let go with.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
@@ -17,7 +18,7 @@ use crate::mem::restore::{self as memory, Backing, Reads};
 use crate::mem::shared::{self, Made};
 use crate::mem::vdso::{self, Fit, Vdsos};
 use crate::mem::{self, layout, policy};
-use crate::plan::Plan;
+use crate::plan::{Plan, sharing};
 use crate::procfs::{self, Mapping};
 use crate::task::cpu::Processor;
 use crate::task::identity::{self, Credentials};
@@ -61,7 +62,9 @@ pub fn build(stub: &mut Stub, means: &Means<'_>) -> Result<()> {
     unmap_inherited(stub, shared)?;
     finish_memory(stub, images, mm)?;
     attributes(stub, images, plan, core, inherited)?;
-    descriptors(stub, images, plan, pid)
+    let holders = sharing::table_holders(images, pid);
+    // What a table does not hold is closed, and those that are built later have use for it.
+    if holders.last() == Some(&pid) { descriptors(stub, images, plan, pid, &holders) } else { Ok(()) }
 }
 
 /// Builds the memory of a task, but for what [`build`] does last: protection, advice and locks.
@@ -333,7 +336,7 @@ fn attributes(
 }
 
 /// Puts copies of the inherited files under the recorded numbers and closes everything else.
-fn descriptors(stub: &mut Stub, images: &Images, plan: &Plan, pid: u32) -> Result<()> {
+fn descriptors(stub: &mut Stub, images: &Images, plan: &Plan, pid: u32, holders: &[u32]) -> Result<()> {
     let table = crate::plan::descriptors::table(images, pid);
     pidfd::open_inside(&mut stub.tracee, images, &plan.slots, &table)?;
     let mut batch = Batch::new();
@@ -349,7 +352,8 @@ fn descriptors(stub: &mut Stub, images: &Images, plan: &Plan, pid: u32) -> Resul
         at = fd + 1;
     }
     let slot = |id| plan.slots.files.get(&id).map(|slot| u64::from(slot.unsigned_abs()));
-    for kept in epoll::needed(images, pid).into_iter().filter_map(slot) {
+    let needed: BTreeSet<u32> = holders.iter().flat_map(|pid| epoll::needed(images, *pid)).collect();
+    for kept in needed.into_iter().filter_map(slot) {
         if at < kept {
             batch.must(libc::SYS_close_range, [at.into(), (kept - 1).into(), 0u64.into()]);
         }

@@ -10,7 +10,7 @@ use crate::inject::batch::{Arg, Ask, Batch};
 use crate::inject::restart::Pending;
 use crate::inject::{Entry, Infected, Placement, nothing_left, open_mem, rseq};
 use crate::mem::{self, layout};
-use crate::plan::Birth;
+use crate::plan::{Birth, sharing};
 use crate::procfs::{self, Mapping};
 use crate::sys::process::stub::{OnParentDeath, StubPid, clone_with_pid};
 use crate::sys::process::{pidfd_open, pidfd_send_signal};
@@ -57,8 +57,14 @@ impl Stubs {
         let number = Pid(pid as i32);
         let stopped = match birth {
             Birth::Root => self.create_root(number, exit_signal)?,
-            Birth::Child { maker } => self.clone_in(maker, number, 0, exit_signal as u64)?,
-            Birth::Sibling { maker } => self.clone_in(maker, number, CLONE_PARENT, 0)?,
+            Birth::Child { maker } => {
+                let flags = sharing::flags(images, pid, maker);
+                self.clone_in(maker, number, flags, exit_signal as u64)?
+            }
+            Birth::Sibling { maker } => {
+                let flags = CLONE_PARENT | sharing::flags(images, pid, maker);
+                self.clone_in(maker, number, flags, 0)?
+            }
         };
         let pidfd = pidfd_open(number).map_err(|errno| Error::of_pid("pinning", number, errno))?;
         self.made.push((

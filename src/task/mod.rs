@@ -9,6 +9,7 @@ pub mod record;
 pub mod regs;
 pub mod rseq;
 pub mod seccomp;
+pub mod sharing;
 pub mod signals;
 pub mod survey;
 pub mod thread;

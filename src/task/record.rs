@@ -3,7 +3,7 @@
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::files::dump::FileIds;
 use crate::files::removed::{self, Holder};
 use crate::ids::{Pid, Tid};
@@ -84,7 +84,7 @@ pub struct Inside {
     pub told: Told,
 }
 
-/// Adds a live process to the images. The files that it names by path are added too; descriptors and terminals are others' business.
+/// Adds a live process to the images, which have the ids of its objects. The files that it names by path are added too; descriptors and terminals are others' business.
 pub fn record(
     images: &mut Images,
     files: &mut FileIds,
@@ -101,8 +101,7 @@ pub fn record(
         sid: outside.stat.session.0 as u32,
         threads: vec![pid],
     });
-    let ids = pb::TaskKobjIdsEntry { vm_id: pid, files_id: pid, fs_id: pid, sighand_id: pid, ..Default::default() };
-    images.ids.insert(pid, ids);
+    let ids = images.ids.get(&pid).copied().ok_or(Error::Gone(outside.stat.pid))?;
     record_fs(images, files, outside);
     record_mm(images, files, outside, identity, policy)?;
     let task = task_core(outside, state, signals, identity, policy);

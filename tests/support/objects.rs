@@ -173,6 +173,8 @@ fn lasting(dir: &Path) -> String {
     let images = Images::read(dir).unwrap();
     let mut own = images.own.unwrap();
     own.tasks.iter_mut().for_each(|task| task.start_time = None);
+    // Pipes are new ones.
+    own.ofds.iter_mut().for_each(|ofd| (ofd.path, ofd.ino, ofd.mtime_ns) = (None, None, None));
     own.threads.iter_mut().for_each(|thread| thread.xstate = None);
     let cores: Vec<_> = images
         .cores

@@ -11,6 +11,7 @@ use crate::error::{Errno, Error, Refusal, Result};
 use crate::ids::{Pgid, Pid, Sid};
 use crate::procfs::{self, Mapping, Namespaces, Sharing, Stat, State, Status, attributes, tree};
 use crate::sys::process::{KcmpType, kcmp};
+use crate::task::sharing;
 
 pub(super) fn refuse<T>(pid: Pid, comm: String, kind: impl Into<String>, remedy: impl Into<String>) -> Result<T> {
     Err(Error::Refused(Refusal { pid, comm, fd: None, kind: kind.into(), remedy: remedy.into() }))
@@ -327,38 +328,26 @@ fn is_device(mapping: &Mapping) -> bool {
         })
 }
 
-/// Processes that share memory, descriptors or directories with each other (clone without fork's copies).
+/// Processes that share memory with each other, and a root that shares anything with its parent (clone without fork's copies).
 fn refuse_sharing(survey: &Survey) -> Result<()> {
+    let remedy = "try again in a moment, or end one of the two";
     let pids: Vec<Pid> = survey.living().map(|(task, _)| task.pid).collect();
+    if let Some((b, a)) = sharing::groups(&pids, KcmpType::Vm)?.into_iter().find(|(pid, first)| pid != first) {
+        let kind = format!("it shares its memory with process {b} ({})", name_of(b));
+        return refuse(a, name_of(a), kind, remedy);
+    }
+    let Some(root) = survey.task(survey.root) else { return Ok(()) };
+    let parent = root.stat.ppid;
     for (kind, what) in
         [(KcmpType::Vm, "memory"), (KcmpType::Files, "descriptor table"), (KcmpType::Fs, "working directory and umask")]
     {
-        let Some((a, b)) = first_shared(&pids, kind)? else { continue };
-        let (comm, other) = (name_of(a), name_of(b));
-        let kind = format!("it shares its {what} with process {b} ({other})");
-        return refuse(a, comm, kind, "try again in a moment, or end one of the two");
+        // Of a parent that we may not look at nothing is known; it is another user's, who is no maker of such children.
+        if kcmp(root.pid.into(), parent.into(), kind, 0, 0).is_ok_and(|order| order.is_eq()) {
+            let kind = format!("it shares its {what} with its parent {parent} ({}), outside the tree", name_of(parent));
+            return refuse(root.pid, root.comm(), kind, remedy);
+        }
     }
     Ok(())
-}
-
-/// Two processes whose object of this kind is one, found by sorting in the kernel's order.
-pub(super) fn first_shared(pids: &[Pid], kind: KcmpType) -> Result<Option<(Pid, Pid)>> {
-    let mut sorted: Vec<Pid> = Vec::new();
-    for &pid in pids {
-        let (mut low, mut high) = (0, sorted.len());
-        while low < high {
-            let middle = (low + high) / 2;
-            let Some(&other) = sorted.get(middle) else { break };
-            let order = kcmp(other.into(), pid.into(), kind, 0, 0);
-            match order.map_err(|errno| Error::of_pid("comparing two processes", pid, errno))? {
-                std::cmp::Ordering::Equal => return Ok(Some((other, pid))),
-                std::cmp::Ordering::Less => low = middle + 1,
-                std::cmp::Ordering::Greater => high = middle,
-            }
-        }
-        sorted.insert(low, pid);
-    }
-    Ok(None)
 }
 
 /// Refuses a process outside the tree that is a member of one of its sessions or groups: the number would stay taken when the tree is

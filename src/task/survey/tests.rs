@@ -1,12 +1,13 @@
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
 
-use super::refusals::{explain_denial, first_shared, mapping_kind};
+use super::refusals::{explain_denial, mapping_kind};
 use super::*;
 use crate::files::kind::FileKind;
 use crate::ids::Sid;
 use crate::procfs::attributes::InSyscall;
 use crate::sys::process::KcmpType;
+use crate::task::sharing::groups;
 
 /// A shell that leads a session and runs the lines it is sent; it and its children end with the value.
 struct Shell {
@@ -152,8 +153,7 @@ fn a_reparented_member_is_refused() {
 fn shared_objects_are_found() {
     let me = Pid(std::process::id() as i32);
     let shell = Shell::start();
-    assert_eq!(first_shared(&[me, shell.pid()], KcmpType::Vm).unwrap(), None);
-    assert_eq!(first_shared(&[me, shell.pid(), me], KcmpType::Files).unwrap(), Some((me, me)));
+    assert_eq!(groups(&[me, shell.pid()], KcmpType::Vm).unwrap(), [(me, me), (shell.pid(), shell.pid())].into());
 }
 
 #[test]

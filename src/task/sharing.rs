@@ -1,0 +1,58 @@
+//! Descriptor tables and directories that several processes have in common: clone(2) with CLONE_FILES or CLONE_FS.
+//!
+//! kcmp(2) tells outside. Tasks that share an object have one id for it in the images, that of the first of them. On the way back a task is made
+//! with the flags for what it shares with its maker; a table is filled by the last of its tasks to be built, since what it does not hold is
+//! closed then. Refused: what the parent of the root shares, what a task shares with one that is not its maker, and memory.
+
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+
+use crate::error::{Error, Result};
+use crate::ids::Pid;
+use crate::image::{Images, pb};
+use crate::sys::process::{KcmpType, kcmp};
+
+/// The first process that has the same object of this kind, for each process; found by sorting in the kernel's order.
+pub fn groups(pids: &[Pid], kind: KcmpType) -> Result<BTreeMap<Pid, Pid>> {
+    let mut sorted: Vec<Pid> = Vec::new();
+    let mut firsts = BTreeMap::new();
+    for &pid in pids {
+        let (mut low, mut high) = (0, sorted.len());
+        let mut first = pid;
+        while let Some(&other) = sorted.get(low..high).and_then(|range| range.get(range.len() / 2)) {
+            let middle = low + (high - low) / 2;
+            let order = kcmp(other.into(), pid.into(), kind, 0, 0);
+            match order.map_err(|errno| Error::of_pid("comparing two processes", pid, errno))? {
+                Ordering::Equal => {
+                    first = other;
+                    break;
+                }
+                Ordering::Less => low = middle + 1,
+                Ordering::Greater => high = middle,
+            }
+        }
+        if first == pid {
+            sorted.insert(low, pid);
+        }
+        firsts.insert(pid, first);
+    }
+    Ok(firsts)
+}
+
+/// Gives every process the ids of its objects. `pids` come parents first, and are stopped.
+pub fn record(images: &mut Images, pids: &[Pid]) -> Result<()> {
+    let (files, directories) = (groups(pids, KcmpType::Files)?, groups(pids, KcmpType::Fs)?);
+    for pid in pids {
+        let id = |groups: &BTreeMap<Pid, Pid>| groups.get(pid).unwrap_or(pid).0 as u32;
+        let own = pid.0 as u32;
+        let ids = pb::TaskKobjIdsEntry {
+            vm_id: own,
+            files_id: id(&files),
+            fs_id: id(&directories),
+            sighand_id: own,
+            ..Default::default()
+        };
+        images.ids.insert(own, ids);
+    }
+    Ok(())
+}
