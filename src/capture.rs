@@ -105,9 +105,9 @@ const MOVING: Duration = Duration::from_secs(3);
 
 fn take_once(root: Pid, mode: SurveyMode, allowed: Allowed, frozen_at: &mut impl FnMut()) -> Result<Tree> {
     let before = survey(root, mode)?;
-    let waits = if mode == SurveyMode::Dump { Waits::of(&before) } else { Waits::default() };
+    let waits = Waits::of(&before);
     frozen_at();
-    let frozen = freeze(root)?;
+    let frozen = freeze(root, &waits)?;
     tracing::debug!(processes = frozen.processes.len(), "frozen");
     // What changed between the survey and the freeze has not been checked yet.
     let now = recheck(&before)?;

@@ -3,13 +3,12 @@
 
 mod support;
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use support::{Holder, PATIENCE, TaskSnapshot, TempDir, Victim, ptyagent, report, snapshot, until, with_timeout};
+use support::{Holder, PATIENCE, Quiet, TempDir, Victim, ptyagent, report, until, with_timeout};
 
 const LIMIT: Duration = Duration::from_secs(580);
 const KILLS: u32 = 100;
@@ -63,29 +62,6 @@ fn killed_at(work: Work, root: i32, dir: &Path, delay: Duration) -> bool {
     controller.wait().unwrap().success()
 }
 
-fn state(pids: &[i32]) -> BTreeMap<i32, TaskSnapshot> {
-    let quiet = |pid: i32| {
-        let mut task = snapshot(pid);
-        task.stat.state = 'S';
-        // What the terminal showed is appended to a file, whose position moves on.
-        for (_, info) in task.fds.values_mut() {
-            *info = info.lines().filter(|line| !line.starts_with("pos:")).collect();
-        }
-        task
-    };
-    pids.iter().map(|pid| (*pid, quiet(*pid))).collect()
-}
-
-fn difference(before: &BTreeMap<i32, TaskSnapshot>) -> String {
-    let now = state(&before.keys().copied().collect::<Vec<_>>());
-    before.iter().map(|(pid, task)| task.difference(&now[pid])).collect()
-}
-
-/// Waits until nothing of ours is left in any process.
-fn assert_untouched(before: &BTreeMap<i32, TaskSnapshot>) {
-    until("untouched state", PATIENCE, || difference(before).is_empty().then_some(()), || difference(before));
-}
-
 /// How long the work takes when nobody kills it, and that it can be done.
 fn duration(work: Work, root: i32, dir: &Path) -> Duration {
     let start = Instant::now();
@@ -98,17 +74,17 @@ fn duration(work: Work, root: i32, dir: &Path) -> Duration {
 fn survive(name: &str, root: i32, pids: &[i32], mut check: impl FnMut(u32)) {
     let mut random = Random::new(name);
     let place = TempDir::new();
-    let before = state(pids);
+    let before = Quiet::of(pids);
     let longest = [Work::Inspect, Work::DumpRunning].map(|work| duration(work, root, &place.join("whole")));
     let _ = std::fs::remove_dir_all(place.join("whole"));
-    assert_untouched(&before);
+    before.assert_untouched();
     let mut complete = 0;
     for turn in 0..KILLS {
         let work = [Work::Inspect, Work::DumpRunning][turn as usize % 2];
         let micros = random.below(longest[turn as usize % 2].as_micros() as u64);
         let dir = place.join(&format!("images-{turn}"));
         complete += u32::from(killed_at(work, root, &dir, Duration::from_micros(micros)));
-        assert_untouched(&before);
+        before.assert_untouched();
         check(turn);
     }
     println!("{name}: {KILLS} kills within {longest:?}, of which {complete} came too late");
@@ -121,7 +97,7 @@ fn survive(name: &str, root: i32, pids: &[i32], mut check: impl FnMut(u32)) {
         place.join("last").to_str().unwrap(),
     ]);
     assert!(output.status.success(), "{}", report(&output));
-    assert_untouched(&before);
+    before.assert_untouched();
     check(KILLS);
 }
 
@@ -178,14 +154,14 @@ fn one_kill_after_the_other() {
     with_timeout(LIMIT, || {
         let mut random = Random::new("again");
         let victim = Victim::start("nanosleep");
-        let before = state(&[victim.pid()]);
+        let before = Quiet::of(&[victim.pid()]);
         let longest = duration(Work::Inspect, victim.pid(), Path::new("")).as_micros() as u64;
         for _ in 0..KILLS {
             killed_at(Work::Inspect, victim.pid(), Path::new(""), Duration::from_micros(random.below(longest)));
         }
         let output = ptyagent(&["inspect", &victim.pid().to_string()]);
         assert!(output.status.success(), "{}", report(&output));
-        assert_untouched(&before);
+        before.assert_untouched();
         victim.wait_for_rounds(victim.counters().rounds + 1);
         victim.counters().assert_unharmed();
     });
@@ -249,7 +225,7 @@ fn a_dump_that_would_have_ended_the_session() {
         let (mut complete, mut turn) = (0, 0);
         while turn < KILLS {
             let (holder, job) = shell_with_job();
-            let before = state(&[holder.pid(), holder.leader(), job]);
+            let before = Quiet::of(&[holder.pid(), holder.leader(), job]);
             while turn < KILLS {
                 turn += 1;
                 let dir = place.join(&format!("images-{turn}"));
@@ -259,7 +235,7 @@ fn a_dump_that_would_have_ended_the_session() {
                     complete += 1;
                     break;
                 }
-                assert_untouched(&before);
+                before.assert_untouched();
                 let seen = holder.output().len();
                 holder.type_keys(format!("echo $(({turn}*3))\r"));
                 holder.wait_for_new_output(seen, &format!("\r{}\r\n", turn * 3));

@@ -85,6 +85,6 @@ fn the_time_that_was_left_is_left() {
             assert!(call.took >= TIMEOUT + (restoring - dumped), "{} was early: {:?}", call.name, call.took);
             assert!(call.took <= TIMEOUT + away + LATENESS, "{} was late: {:?}", call.name, call.took);
         }
-        assert_eq!(calls.len(), 26);
+        assert_eq!(calls.len(), 28);
     });
 }

@@ -96,10 +96,7 @@ impl Site<'_> {
     ) -> Result<(user_regs_struct, Option<Rest>, user_regs_struct)> {
         let Site { mem, pid, room, threads } = self;
         let (behind, transfer) = match rest::whereabouts(mem, *pid, regs, room.rests(), pending)? {
-            Whereabouts::Itself(regs) => {
-                let regs = restart::continued(&regs, pending);
-                return Ok((regs, None, regs));
-            }
+            Whereabouts::Itself(regs) => return Ok((regs, None, regs)),
             Whereabouts::Cut(behind, transfer) => (behind, transfer),
         };
         let rest = Rest { transfer, left: left(&transfer) };

@@ -2,7 +2,8 @@
 //!
 //! The kernel restarts an interrupted call itself when the thread goes on with its recorded registers (rax = -512..-516 and orig_rax >= 0).
 //! When the thread is sent elsewhere in between and the tracer dies, nobody does that, so the way back has to be right by itself:
-//! FACTS B2. Some calls answer EINTR to a mere stop, which the program would see: FACTS B3 lists them; they are called again.
+//! FACTS B2. Some calls answer EINTR to a mere stop, which the program would see: FACTS B3 lists them; the kernel is told to restart them, right
+//! after the stop, so that whatever becomes of the controller then, they go on.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -51,17 +52,23 @@ pub enum Pending {
     Deliverable,
 }
 
-/// What the thread is to continue with when it was only stopped: the registers at the stop, with a call that the stop broke made again.
-pub fn continued(regs: &user_regs_struct, pending: Pending) -> user_regs_struct {
-    let mut regs = *regs;
-    let nr = regs.orig_rax as i64;
-    let broken = regs.rax as i64 == EINTR && BROKEN_BY_A_STOP.contains(&nr);
-    // Without a timeout there is none to keep, and the kernel's own restart would hide the call's number from the next dump.
-    let endless_poll = regs.rax as i64 == ERESTART_RESTARTBLOCK && nr == libc::SYS_poll && (regs.rdx as i32) < 0;
-    if nr >= 0 && (broken || endless_poll) && pending == Pending::Nothing {
-        regs.rax = regs.orig_rax;
-        regs.rip = regs.rip.wrapping_sub(SYSCALL_LEN);
-        regs.orig_rax = u64::MAX;
+/// Whether the stop alone ended the call that a thread was in with EINTR.
+pub fn is_broken(regs: &user_regs_struct) -> bool {
+    regs.rax as i64 == EINTR && BROKEN_BY_A_STOP.contains(&(regs.orig_rax as i64))
+}
+
+/// Whether a thread was in a poll without a timeout: there is none to keep, and the kernel's own restart would hide the call's number from the
+/// next dump.
+pub fn is_endless(regs: &user_regs_struct) -> bool {
+    regs.rax as i64 == ERESTART_RESTARTBLOCK && regs.orig_rax as i64 == libc::SYS_poll && (regs.rdx as i32) < 0
+}
+
+/// The registers with which the kernel makes a call again from its start, unless a signal handler is called first: then it is EINTR.
+/// An epoll_wait then waits for `wait_ms`, the milliseconds that it has left, where that is known.
+pub fn made_again(regs: &user_regs_struct, wait_ms: Option<u32>) -> user_regs_struct {
+    let mut regs = user_regs_struct { rax: ERESTARTNOHAND as u64, ..*regs };
+    if let (libc::SYS_epoll_wait | libc::SYS_epoll_pwait, Some(left)) = (regs.orig_rax as i64, wait_ms) {
+        regs.r10 = left.into();
     }
     regs
 }
@@ -124,10 +131,14 @@ pub fn is_restarted(regs: &user_regs_struct) -> bool {
     regs.orig_rax as i64 == libc::SYS_restart_syscall && regs.rax as i64 == ERESTART_RESTARTBLOCK
 }
 
-/// Whether the kernel itself will go on with the call that a stop interrupted, if no signal handler is called.
+/// Whether the kernel itself will go on with the call that a stop interrupted, up to the deadline that it had, if no signal handler is called.
 pub fn goes_on(regs: &user_regs_struct) -> bool {
-    let result = regs.rax as i64;
-    regs.orig_rax as i64 >= 0 && matches!(result, ERESTARTNOHAND | ERESTART_RESTARTBLOCK)
+    match regs.rax as i64 {
+        ERESTART_RESTARTBLOCK => regs.orig_rax as i64 >= 0,
+        // Up to a point in time.
+        ERESTARTNOHAND => regs.orig_rax as i64 == libc::SYS_clock_nanosleep,
+        _ => false,
+    }
 }
 
 /// The arguments of the call that a thread is in.
@@ -174,7 +185,7 @@ mod tests {
     fn a_thread_outside_a_call_is_left_as_it_is() {
         let regs = at(-1, -512);
         assert_eq!(without_kernel_restart(&regs), regs);
-        assert_eq!(continued(&at(-1, EINTR), Pending::Nothing), at(-1, EINTR));
+        assert!(!is_broken(&at(-1, EINTR)));
     }
 
     #[test]
@@ -197,19 +208,18 @@ mod tests {
     #[test]
     fn a_poll_without_timeout_is_made_again() {
         let mut regs = at(libc::SYS_poll, -516);
-        assert_eq!(continued(&regs, Pending::Nothing), regs);
+        assert!(!is_endless(&regs));
         regs.rdx = u64::MAX;
-        assert_eq!(continued(&regs, Pending::Deliverable), regs);
-        let again = continued(&regs, Pending::Nothing);
-        assert_eq!((again.rax as i64, again.rip, again.orig_rax as i64), (libc::SYS_poll, 0x1000, -1));
+        assert!(is_endless(&regs));
+        let again = made_again(&regs, None);
+        assert_eq!((again.rax as i64, again.rip, again.orig_rax as i64), (-514, 0x1002, libc::SYS_poll));
     }
 
     #[test]
-    fn epoll_wait_is_made_again_only_without_a_signal() {
-        let regs = continued(&at(libc::SYS_epoll_wait, EINTR), Pending::Nothing);
-        assert_eq!((regs.rax as i64, regs.rip, regs.orig_rax as i64), (libc::SYS_epoll_wait, 0x1000, -1));
-        let regs = at(libc::SYS_epoll_wait, EINTR);
-        assert_eq!(continued(&regs, Pending::Deliverable), regs);
-        assert_eq!(continued(&at(libc::SYS_close, EINTR), Pending::Nothing), at(libc::SYS_close, EINTR));
+    fn an_epoll_wait_is_made_again_by_the_kernel() {
+        assert!(is_broken(&at(libc::SYS_epoll_wait, EINTR)) && !is_broken(&at(libc::SYS_close, EINTR)));
+        let regs = made_again(&at(libc::SYS_epoll_wait, EINTR), Some(7));
+        assert_eq!((regs.rax as i64, regs.rip, regs.orig_rax as i64), (-514, 0x1002, libc::SYS_epoll_wait));
+        assert_eq!((regs.r10, goes_on(&regs)), (7, false));
     }
 }

@@ -8,6 +8,8 @@
 //! A new task begins the call with what is left and is interrupted at once ([`inject::Call`]), so that the kernel has everything for going on with
 //! it, as after any stop.
 //!
+//! An epoll_wait that the stop broke is made again with what is left as its timeout, also in a session that runs on.
+//!
 //! Not told is the time of a call without either that was interrupted and went on before (a stopped job, an earlier dump), that of processor clocks,
 //! and anything on a kernel without that file. Such a call starts over.
 
@@ -62,6 +64,7 @@ impl Timeout {
                 _ => return None,
             },
             libc::SYS_poll => Timeout::Milliseconds(2),
+            libc::SYS_epoll_wait | libc::SYS_epoll_pwait => Timeout::Milliseconds(3),
             libc::SYS_futex if args[3] != 0 => match args[1] & COMMAND {
                 FUTEX_WAIT => Timeout::Relative(3),
                 FUTEX_WAIT_BITSET if args[1] & libc::FUTEX_CLOCK_REALTIME as u64 == 0 => {
@@ -122,32 +125,43 @@ impl Waits {
     }
 
     /// What is recorded of the call that a stopped thread was in, where it has a timeout.
-    pub fn left(&self, tid: Tid, regs: &user_regs_struct, pid: Pid, mem: &File) -> Option<pb::PtyagentRestart> {
+    pub fn restart(&self, pid: Pid, tid: Tid, regs: &user_regs_struct, mem: &File) -> Option<pb::PtyagentRestart> {
         if !restart::goes_on(regs) {
             return None;
         }
-        let args = restart::arguments(regs);
-        let nr = restart::number(regs, mem)?;
-        let timeout = Timeout::of(nr, &args)?;
-        let time = timeout.read(mem, &args)?;
-        let left = match timeout {
-            Timeout::Sleep(..) => time,
-            Timeout::Until(_, clock) => time - clock_ns(clock).ok()?,
-            Timeout::Relative(_) | Timeout::Milliseconds(_) => {
-                let wait = self.0.get(&tid).filter(|wait| wait.nr == regs.orig_rax && wait.args == args)?;
-                // It was woken once, by our stop.
-                let undisturbed = scheduled(pid, tid)?.sleeps == wait.sleeps + 1;
-                undisturbed.then_some(time - (clock_ns(libc::CLOCK_MONOTONIC).ok()? - wait.began))?
-            }
-        };
+        let (nr, args) = (restart::number(regs, mem)?, restart::arguments(regs));
+        let left = self.left(pid, tid, nr, &args, mem)?;
         Some(pb::PtyagentRestart {
             kind: Some(pb::PtyagentRestartKind::PtyagentRestartBlock as i32),
             syscall: Some(nr as u32),
             args: args.to_vec(),
             result: Some(regs.rax as i64),
-            remaining_ns: Some(left.max(0) as u64),
+            remaining_ns: Some(left as u64),
             ..Default::default()
         })
+    }
+
+    /// The milliseconds, rounded up, that a call of a stopped thread has left that the stop broke.
+    pub fn left_ms(&self, pid: Pid, tid: Tid, regs: &user_regs_struct, mem: &File) -> Option<u32> {
+        let left = self.left(pid, tid, regs.orig_rax as i64, &restart::arguments(regs), mem)?;
+        u32::try_from(left.saturating_add(MILLISECOND - 1) / MILLISECOND).ok()
+    }
+
+    /// Nanoseconds that a call has left in which a stopped thread was.
+    fn left(&self, pid: Pid, tid: Tid, nr: i64, args: &[u64; 6], mem: &File) -> Option<i64> {
+        let timeout = Timeout::of(nr, args)?;
+        let time = timeout.read(mem, args)?;
+        let left = match timeout {
+            Timeout::Sleep(..) => time,
+            Timeout::Until(_, clock) => time - clock_ns(clock).ok()?,
+            Timeout::Relative(_) | Timeout::Milliseconds(_) => {
+                let wait = self.0.get(&tid).filter(|wait| wait.nr as i64 == nr && wait.args == *args)?;
+                // It was woken once, by our stop.
+                let undisturbed = scheduled(pid, tid)?.sleeps == wait.sleeps + 1;
+                undisturbed.then_some(time - (clock_ns(libc::CLOCK_MONOTONIC).ok()? - wait.began))?
+            }
+        };
+        Some(left.max(0))
     }
 }
 

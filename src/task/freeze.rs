@@ -12,12 +12,13 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Context, Error, Refusal, Result, Subject};
 use crate::ids::{Pid, Tid};
-use crate::inject;
+use crate::inject::{self, restart};
 use crate::procfs::{self, Stat};
 use crate::sys::process::{pidfd_open, pidfd_poll};
 use crate::sys::ptrace;
 use crate::trace::{Running, StopReason, Stopped};
 
+use super::deadline::Waits;
 use super::survey::{IN_VFORK, waits_in_vfork};
 
 /// Readings of the tree, at most; a tree that still changes then is multiplying.
@@ -42,8 +43,8 @@ pub struct Frozen {
     pub zombies: Vec<Pid>,
 }
 
-/// Stops the tree rooted at `root`. On an error every thread is released and runs on.
-pub fn freeze(root: Pid) -> Result<Frozen> {
+/// Stops the tree rooted at `root`; `waits` is what was seen of it while it ran. On an error every thread is released and runs on.
+pub fn freeze(root: Pid, waits: &Waits) -> Result<Frozen> {
     let mut frozen = Frozen { processes: Vec::new(), zombies: Vec::new() };
     let mut known = BTreeSet::new();
     for _ in 0..MAX_PASSES {
@@ -55,7 +56,7 @@ pub fn freeze(root: Pid) -> Result<Frozen> {
             return Ok(frozen);
         }
         known.extend(new.iter().map(|(_, tid)| *tid));
-        frozen.take(new)?;
+        frozen.take(new, waits)?;
     }
     Err(Error::failed(format!(
         "the tree of process {root} keeps growing while it is being stopped; try again when it is quiet"
@@ -85,7 +86,7 @@ fn walk(pid: Pid, new: &mut Vec<(Pid, Tid)>, zombies: &mut Vec<Pid>, known: &BTr
 
 impl Frozen {
     /// Seizes and interrupts all, then waits for each: the stops come in parallel.
-    fn take(&mut self, new: Vec<(Pid, Tid)>) -> Result<()> {
+    fn take(&mut self, new: Vec<(Pid, Tid)>, waits: &Waits) -> Result<()> {
         let mut coming = Vec::new();
         for (pid, tid) in new {
             let pidfd = if Tid::from(pid) == tid { Some(pin(pid)?) } else { None };
@@ -102,7 +103,8 @@ impl Frozen {
         }
         let mut coming = coming.into_iter();
         while let Some((pid, pidfd, running)) = coming.next() {
-            let settled = settle(pid, running).and_then(|stopped| leave_vdso(pid, stopped));
+            let settled = settle(pid, running).and_then(|stopped| mend(pid, stopped, waits));
+            let settled = settled.and_then(|stopped| leave_vdso(pid, stopped));
             let placed = match settled {
                 Ok(stopped) => self.place(pid, pidfd, stopped),
                 Err((Error::Gone(_), _)) => Ok(()),
@@ -179,6 +181,23 @@ fn settle(pid: Pid, running: Running) -> std::result::Result<Stopped, (Error, Op
         let comm = Stat::read(pid).map(|stat| stat.comm_text()).unwrap_or_default();
         let refusal = Refusal { pid, comm, fd: None, kind: kind.into(), remedy: remedy.into() };
         return Err((Error::Refused(refusal), Some(running)));
+    }
+}
+
+/// Lets the kernel go on with a call that only the stop has broken. A process that a signal had stopped has seen a stop, whatever we do.
+fn mend(pid: Pid, stopped: Stopped, waits: &Waits) -> std::result::Result<Stopped, (Error, Option<Running>)> {
+    let mend = || {
+        let regs = stopped.regs()?;
+        let broken = stopped.reason() == StopReason::Interrupt && restart::is_broken(&regs);
+        if broken || restart::is_endless(&regs) {
+            let left = waits.left_ms(pid, stopped.tid(), &regs, &inject::open_mem(pid)?);
+            stopped.set_regs(&restart::made_again(&regs, left))?;
+        }
+        Ok(())
+    };
+    match mend() {
+        Ok(()) => Ok(stopped),
+        Err(error) => Err((error, None)),
     }
 }
 

@@ -65,6 +65,7 @@ impl ThreadFacts {
         let comm = comm.map_err(|error| procfs::failure("reading the name of a thread", pid, &error))?;
         refuse_dispatched(pid, tid, &comm)?;
         let failed = |operation| move |errno| Error::sys(operation, Subject::Tid(tid), errno);
+        let regs = thread.regs()?;
         let robust = get_robust_list(tid).map_err(failed("asking for the robust list"))?;
         let sched = sched_getattr(tid).map_err(failed("asking for the scheduling"))?;
         let usual = sched_getattr(Tid(0)).map_err(failed("asking for the usual slice"))?.runtime;
@@ -81,7 +82,7 @@ impl ThreadFacts {
             // Where the class is "none" old kernels show a level, which can be read only.
             ioprio: ioprio_get(tid).ok().filter(|value| value >> IOPRIO_CLASS_SHIFT != 0).unwrap_or(0),
             affinity: sched_getaffinity(tid).map_err(failed("asking for the affinity"))?,
-            restart: waits.left(tid, &thread.regs()?, pid, mem),
+            restart: waits.restart(pid, tid, &regs, mem),
         })
     }
 

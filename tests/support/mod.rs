@@ -21,7 +21,9 @@ pub use host::{Serial, TempDir, ptyagent, require, require_from, serial, skip, u
 pub use objects::{EndSession, Prepared, asleep, check, check_and, check_images, refused, same_images};
 pub use pty::{Pty, Reading, Size};
 pub use reaper::{Subreaper, kill_session, subreaper};
-pub use snapshot::{Stat, TaskSnapshot, assert_same_lines, ps_line, ps_line_inside, shown, snapshot, stat, tree};
+pub use snapshot::{
+    Quiet, Stat, TaskSnapshot, assert_same_lines, ps_line, ps_line_inside, shown, snapshot, stat, tree,
+};
 pub use stage::{Answer, Arg, Stage, hex, parse, room};
 pub use stage_tty::RDWR;
 pub use victim::{Counters, Victim, compile};

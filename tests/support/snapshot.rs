@@ -155,3 +155,32 @@ pub fn assert_same_lines(before: &str, after: &str, what: &str) {
     };
     assert!(before == after, "{what}, before and after:\n{}{}", only(before, after, '-'), only(after, before, '+'));
 }
+
+/// What there is to see of processes between two turns of their work.
+pub struct Quiet(BTreeMap<i32, TaskSnapshot>);
+
+impl Quiet {
+    pub fn of(pids: &[i32]) -> Quiet {
+        let quiet = |pid: i32| {
+            let mut task = snapshot(pid);
+            task.stat.state = 'S';
+            // What the terminal showed is appended to a file, whose position moves on.
+            for (_, info) in task.fds.values_mut() {
+                *info = info.lines().filter(|line| !line.starts_with("pos:")).collect();
+            }
+            task
+        };
+        Quiet(pids.iter().map(|pid| (*pid, quiet(*pid))).collect())
+    }
+
+    fn difference(&self) -> String {
+        let now = Quiet::of(&self.0.keys().copied().collect::<Vec<_>>());
+        self.0.iter().map(|(pid, task)| task.difference(&now.0[pid])).collect()
+    }
+
+    /// Waits until nothing of ours is left in any of the processes.
+    pub fn assert_untouched(&self) {
+        let untouched = || self.difference().is_empty().then_some(());
+        super::until("untouched state", super::PATIENCE, untouched, || self.difference());
+    }
+}

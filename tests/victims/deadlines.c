@@ -105,6 +105,12 @@ static long do_condition(void)
 	return -1;
 }
 
+static long do_epoll(void)
+{
+	struct epoll_event event;
+	return epoll_wait(epoll_create1(EPOLL_CLOEXEC), &event, 1, TIMEOUT * 1000);
+}
+
 static long do_timerfd(void)
 {
 	int fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC);
@@ -145,6 +151,7 @@ static const struct {
 	{ "select", do_select },
 	{ "futex", do_futex },
 	{ "condition", do_condition },
+	{ "epoll", do_epoll },
 	{ "timerfd", do_timerfd },
 	{ "timer", do_timer },
 };
