@@ -443,16 +443,21 @@ fn sort_parents_first(images: &mut Images, root: Pid) {
     }
 }
 
-impl Captured {
-    /// Gives the process back everything and lets it run on; its threads follow.
-    pub fn release(self) -> Result<()> {
-        let stopped = self.tracee.cure()?;
-        for thread in self.threads {
-            thread.release()?;
-        }
-        stopped.release()
+/// Gives the processes back everything and lets them run on, each with its threads. They leave side by side.
+pub fn release(processes: Vec<Captured>) -> Result<()> {
+    let (mut tracees, mut threads) = (Vec::new(), Vec::new());
+    for process in processes {
+        tracees.push(process.tracee);
+        threads.push(process.threads);
     }
+    for (stopped, threads) in Infected::cure_all(tracees)?.into_iter().zip(threads) {
+        threads.into_iter().try_for_each(Stopped::release)?;
+        stopped.release()?;
+    }
+    Ok(())
+}
 
+impl Captured {
     /// The process was killed: nothing is put back, and its threads are reaped, the leader last, which only ends when all others have.
     pub fn reap_killed(self) {
         let tids: Vec<Tid> = self.threads.iter().map(Stopped::tid).collect();
@@ -467,9 +472,6 @@ impl Captured {
 impl Tree {
     /// Lets the whole tree run on.
     pub fn release(self) -> Result<()> {
-        for process in self.processes {
-            process.release()?;
-        }
-        Ok(())
+        release(self.processes)
     }
 }

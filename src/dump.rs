@@ -15,7 +15,7 @@ use crate::files::memfd;
 use crate::ids::Pid;
 use crate::image::{CommitReport, Images, Overwrite, Writer, pb};
 use crate::inject::batch::{Ask, Batch};
-use crate::mem::pages::{self, Access, PAGE, PageMap, PageRange, Stash, Wanted};
+use crate::mem::pages::{self, Access, PAGE, PageMap, PageRange, Stash, Wanted, Wish};
 use crate::mem::{self, inherit, shared, status};
 use crate::sys::process::pidfd_send_signal;
 use crate::task::survey::{self, SurveyMode};
@@ -154,18 +154,25 @@ struct Pending {
 fn read_pages(writer: &mut Writer, session: &mut Tree, stash: &mut Stash) -> Result<Vec<Pending>> {
     // Everything is compared before anything is read: reading may part what is shared.
     let memories = compare(session)?;
+    let stored: Vec<Vec<PageRange>> =
+        memories.iter().map(|memory| inherit::subtract(&memory.all, &memory.common)).collect();
+    let wish = |(memory, ranges)| {
+        let Memory { pid, access, .. }: &Memory = memory;
+        Wish { pid: *pid, ranges, access: *access }
+    };
+    let wishes: Vec<Wish<'_>> = memories.iter().zip(stored.iter().map(Vec::as_slice)).map(wish).collect();
+    let places = stash.read_all(&wishes)?;
     let mut pending = Vec::new();
-    for Memory { pid, all, common, access } in memories {
+    for ((Memory { pid, common, access, .. }, ranges), place) in memories.into_iter().zip(&stored).zip(places) {
         let id = pid.0 as u32;
-        let ranges = inherit::subtract(&all, &common);
-        match stash.read(pid, &ranges, access)? {
+        match place {
             Some(place) => pending.push(Pending { id, place }),
             None => {
                 let file = writer.pages_file(id)?;
-                writer.set_pages(id, pages::copy(pid, &ranges, access, &file)?);
+                writer.set_pages(id, pages::copy(pid, ranges, access, &file)?);
             }
         }
-        session.images.pagemaps.insert(id, inherit::to_pagemap(id, &ranges, &common));
+        session.images.pagemaps.insert(id, inherit::to_pagemap(id, ranges, &common));
     }
     Ok(pending)
 }
@@ -235,10 +242,12 @@ fn read_shared(writer: &mut Writer, session: &mut Tree) -> Result<()> {
 
 /// Writes what the stash holds, and then everything else.
 fn commit(mut writer: Writer, images: &Images, stash: &Stash, pending: Vec<Pending>) -> Result<CommitReport> {
-    for Pending { id, place } in pending {
-        let file = writer.pages_file(id)?;
-        writer.set_pages(id, stash.write(place, &file)?);
+    let open = |Pending { id, place }| Ok((id, place, writer.pages_file(id)?));
+    let files = pending.into_iter().map(open).collect::<Result<Vec<_>>>()?;
+    for (id, digest) in stash.write_all(&files)? {
+        writer.set_pages(id, digest);
     }
+    drop(files);
     writer.commit(images)
 }
 
@@ -319,9 +328,7 @@ fn let_go(
             signal(process, libc::SIGSTOP)?;
         }
     }
-    for process in processes {
-        process.release()?;
-    }
+    capture::release(processes)?;
     Ok(micros(frozen_at))
 }
 

@@ -14,6 +14,7 @@ pub mod batch;
 mod blob;
 mod call;
 mod enter;
+mod leave;
 pub mod rest;
 pub mod restart;
 pub mod rseq;
@@ -25,7 +26,6 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileExt;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -87,6 +87,8 @@ enum Tracee {
     Stopped(Stopped),
     /// A batch was posted and not yet collected.
     Serving(Running),
+    /// On the way out, in the exit stub: it finds the rest of the way by itself.
+    Leaving(Running),
     Lost,
 }
 
@@ -196,14 +198,14 @@ impl Infected {
     fn take_stopped(&mut self) -> Result<Stopped> {
         match std::mem::replace(&mut self.tracee, Tracee::Lost) {
             Tracee::Stopped(stopped) => Ok(stopped),
-            Tracee::Serving(_) | Tracee::Lost => Err(Error::Gone(self.pid)),
+            Tracee::Serving(_) | Tracee::Leaving(_) | Tracee::Lost => Err(Error::Gone(self.pid)),
         }
     }
 
     fn take_serving(&mut self) -> Result<Running> {
         match std::mem::replace(&mut self.tracee, Tracee::Lost) {
             Tracee::Serving(running) => Ok(running),
-            Tracee::Stopped(_) | Tracee::Lost => Err(Error::Gone(self.pid)),
+            Tracee::Stopped(_) | Tracee::Leaving(_) | Tracee::Lost => Err(Error::Gone(self.pid)),
         }
     }
 
@@ -307,20 +309,6 @@ impl Infected {
         Ok((self.answer(batch)?, child))
     }
 
-    /// Puts everything back and yields the tracee in a stop, about to go on with what it was doing.
-    pub fn cure(mut self) -> Result<Stopped> {
-        self.cure_now()
-    }
-
-    fn cure_now(&mut self) -> Result<Stopped> {
-        let last = self.original.going_on(&self.going_on);
-        let stopped = self.leave(&last, None)?;
-        let threads: Vec<user_regs_struct> = self.others.values().chain([&last.regs]).copied().collect();
-        let unused = rest::unused(&self.mem, self.pid, self.room.rests(), &threads)?;
-        rest::clear(&self.mem, self.pid, &unused)?;
-        Ok(stopped)
-    }
-
     /// The last resort: undoes, as the parasite would without a controller, and cures.
     fn give_up(&mut self) -> Result<()> {
         if matches!(self.tracee, Tracee::Serving(_)) {
@@ -336,69 +324,6 @@ impl Infected {
             self.clear_undo()?;
         }
         self.cure_now()?.release()
-    }
-
-    /// Takes the parasite away and gives the thread the recorded state `last`, in the middle of `call` where there is one.
-    pub fn leave_as(mut self, last: &ThreadState, call: Option<&Call>) -> Result<Stopped> {
-        let last = last.going_on(&self.resumed(last)?);
-        self.leave(&last, call)
-    }
-
-    /// The registers with which a thread of a restored process goes on: in a stub for what is left of a call, as long as there is a slot for it.
-    fn resumed(&self, last: &ThreadState) -> Result<user_regs_struct> {
-        let slot = rest::empty(&self.mem, self.pid, self.room.rests())?;
-        let (Some(slot), Some(rest)) = (slot, &last.rest) else { return Ok(last.regs) };
-        Ok(rest::place(&self.mem, self.pid, slot, &last.regs, rest)?.unwrap_or(last.regs))
-    }
-
-    fn leave(&mut self, last: &ThreadState, call: Option<&Call>) -> Result<Stopped> {
-        let stopped = self.take_stopped()?;
-        let now = self.original.xstate.clone();
-        let mut stopped = self.make_room_for_tiles(stopped, &now, last)?;
-        let mut going_on = last.regs;
-        if let Some(call) = call {
-            let back = WayBack { regs: last.regs, sigmask: last.sigmask };
-            let at = self.room.place(&self.mem, self.pid, Slot::Odd, &[], &back)?;
-            (stopped, going_on) = self.begin(stopped, call, at, &last.regs)?;
-        }
-        stopped.set_xstate(&last.xstate)?;
-        let mut regs = last.regs;
-        regs.rip = self.room.slot(Slot::Exit).0;
-        regs.orig_rax = u64::MAX;
-        regs.rax = libc::SYS_munmap as u64;
-        (regs.rdi, regs.rsi) = (self.base, wire::REGION_SIZE);
-        stopped.set_regs(&regs)?;
-        let (stopped, result) = enter::run_call(stopped, &mut self.owed_stop)?;
-        if result != 0 {
-            return Err(Error::unexpected(
-                format!("unmapping the parasite from process {}", self.pid),
-                result.to_string(),
-            ));
-        }
-        // The stop comes before the tracee runs the rest of the stub; with the kernel's view of a fresh stop its restart logic works on
-        // the registers set here.
-        stopped.interrupt_next()?;
-        let stopped = stopped.cont_without_signal()?.settle()?;
-        stopped.set_sigmask(last.sigmask)?;
-        stopped.set_regs(&going_on)?;
-        if self.stubs == Stubs::Free {
-            self.room.put_back(&self.mem, self.pid)?;
-        }
-        send_owed_stop(self.owed_stop, self.pid);
-        Ok(stopped)
-    }
-
-    /// Lets a thread without AMX tiles have room for those of `last`, which it is to get in a moment; see `tiles`.
-    fn make_room_for_tiles(&mut self, stopped: Stopped, now: &[u8], last: &ThreadState) -> Result<Stopped> {
-        if !tiles::in_use(&last.xstate) || tiles::in_use(now) {
-            return Ok(stopped);
-        }
-        self.write(wire::ARENA_OFFSET, &tiles::CONFIGURATION)?;
-        let at = self.room.slot(Slot::Odd);
-        self.mem.write_all_at(&tiles::CODE, at.0).during("writing the entry code", Subject::Pid(self.pid))?;
-        let args = [self.base + wire::ARENA_OFFSET, 0, 0, 0, 0, 0];
-        stopped.set_regs(&enter::calling(&last.regs, at, libc::SYS_getpid, args))?;
-        Ok(enter::run_call(stopped, &mut self.owed_stop)?.0)
     }
 
     /// Posts a batch at whose end the task no longer exists, and waits for that.
@@ -424,7 +349,7 @@ impl Infected {
     pub fn stopped(&self) -> Result<&Stopped> {
         match &self.tracee {
             Tracee::Stopped(stopped) => Ok(stopped),
-            Tracee::Serving(_) | Tracee::Lost => Err(Error::Gone(self.pid)),
+            Tracee::Serving(_) | Tracee::Leaving(_) | Tracee::Lost => Err(Error::Gone(self.pid)),
         }
     }
 
@@ -451,7 +376,7 @@ impl Infected {
 
 impl Drop for Infected {
     fn drop(&mut self) {
-        if matches!(self.tracee, Tracee::Lost) {
+        if matches!(self.tracee, Tracee::Lost | Tracee::Leaving(_)) {
             return;
         }
         if let Err(error) = self.give_up() {

@@ -6,7 +6,8 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use crate::error::{Context, Errno, Error, Result, Subject};
 use crate::ids::{Pid, RemoteAddr};
@@ -25,6 +26,8 @@ const BLOCK: u64 = digest::BLOCK as u64;
 const MAX_RANGES: usize = 1024;
 /// From here on two threads copy.
 const PARALLEL_FROM: u64 = 8 << 20;
+/// The same for what is in memory of ours already.
+const STASH_PARALLEL_FROM: u64 = 2 << 20;
 
 /// Consecutive pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -202,6 +205,28 @@ pub fn copy(pid: Pid, ranges: &[PageRange], access: Access, file: &File) -> Resu
     Ok(Digest::from_blocks(job.size, &values))
 }
 
+/// Pages that a stash is to take.
+#[derive(Debug)]
+pub struct Wish<'a> {
+    pub pid: Pid,
+    pub ranges: &'a [PageRange],
+    pub access: Access,
+}
+
+impl Wish<'_> {
+    /// Fills a buffer that is as long as the ranges.
+    fn read(&self, buffer: &mut [u8]) -> Result<()> {
+        let mut rest = buffer;
+        for ranges in self.ranges.chunks(MAX_RANGES) {
+            let remote: Vec<RemoteRange> = ranges.iter().map(whole).collect();
+            let (now, later) = rest.split_at_mut(usize::try_from(total(ranges)).unwrap_or(0).min(rest.len()));
+            rest = later;
+            read(self.pid, &remote, self.access, now)?;
+        }
+        Ok(())
+    }
+}
+
 /// Memory of the controller in which the pages of a small session are kept until it runs on: writing files takes longer than reading memory.
 #[derive(Debug)]
 pub struct Stash {
@@ -221,23 +246,65 @@ impl Stash {
         Stash { buffer, used: 0 }
     }
 
-    /// Reads the ranges if there is room for all of them; yields where they are.
-    pub fn read(&mut self, pid: Pid, ranges: &[PageRange], access: Access) -> Result<Option<Range<usize>>> {
-        let len = usize::try_from(total(ranges)).unwrap_or(usize::MAX);
-        let place = self.used..self.used.saturating_add(len);
-        let Some(mut rest) = self.buffer.get_mut(place.clone()) else { return Ok(None) };
-        for ranges in ranges.chunks(MAX_RANGES) {
-            let remote: Vec<RemoteRange> = ranges.iter().map(whole).collect();
-            let (now, later) = rest.split_at_mut(usize::try_from(total(ranges)).unwrap_or(0).min(rest.len()));
+    /// Reads all pages of each wish for which there is room; yields where they are. With many pages two threads take wishes in turn.
+    pub fn read_all(&mut self, wishes: &[Wish<'_>]) -> Result<Vec<Option<Range<usize>>>> {
+        let (mut places, mut parts) = (Vec::new(), Vec::new());
+        let (mut rest, mut used) = (self.buffer.as_mut_slice(), 0);
+        for wish in wishes {
+            let len = usize::try_from(total(wish.ranges)).unwrap_or(usize::MAX);
+            if len > rest.len() {
+                places.push(None);
+                continue;
+            }
+            let (now, later) = rest.split_at_mut(len);
             rest = later;
-            read(pid, &remote, access, now)?;
+            places.push(Some(used..used + len));
+            used += len;
+            parts.push((wish, now));
         }
-        self.used = place.end;
-        Ok(Some(place))
+        self.used = used;
+        let parts = Mutex::new(parts.into_iter());
+        let next = || parts.lock().unwrap_or_else(PoisonError::into_inner).next();
+        let work = || {
+            while let Some((wish, buffer)) = next() {
+                wish.read(buffer)?;
+            }
+            Ok::<_, Error>(())
+        };
+        if (used as u64) < STASH_PARALLEL_FROM {
+            work()?;
+            return Ok(places);
+        }
+        std::thread::scope(|scope| {
+            let other = scope.spawn(work);
+            work()?;
+            other.join().map_err(|_| Error::failed("a reading thread failed"))?
+        })?;
+        Ok(places)
     }
 
-    /// Writes what was read to the start of a file, and yields its digest.
-    pub fn write(&self, place: Range<usize>, file: &File) -> Result<Digest> {
+    /// Writes what was read to the start of files, each with its id, and yields their digests; with much of it two threads take files in turn.
+    pub fn write_all(&self, files: &[(u32, Range<usize>, File)]) -> Result<Vec<(u32, Digest)>> {
+        let next = AtomicUsize::new(0);
+        let work = || {
+            let mut done = Vec::new();
+            while let Some((id, place, file)) = files.get(next.fetch_add(1, Ordering::Relaxed)) {
+                done.push((*id, self.write(place.clone(), file)?));
+            }
+            Ok::<_, Error>(done)
+        };
+        if (self.used as u64) < STASH_PARALLEL_FROM {
+            return work();
+        }
+        std::thread::scope(|scope| {
+            let other = scope.spawn(work);
+            let mut done = work()?;
+            done.extend(other.join().map_err(|_| Error::failed("a writing thread failed"))??);
+            Ok(done)
+        })
+    }
+
+    fn write(&self, place: Range<usize>, file: &File) -> Result<Digest> {
         let bytes = self.buffer.get(place).unwrap_or_default();
         let mut digests = Vec::new();
         for (n, block) in bytes.chunks(digest::BLOCK).enumerate() {

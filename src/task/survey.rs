@@ -174,16 +174,33 @@ fn scan(root: Pid) -> Result<Vec<Pid>> {
     Ok(found)
 }
 
+/// As many processes are worth a second thread.
+const MANY: usize = 8;
+
 fn collect(root: Pid, pids: Vec<Pid>, known: Known<'_>) -> Result<Survey> {
+    if pids.len() < MANY {
+        return Ok(Survey { root, tasks: collect_part(root, &pids, known)? });
+    }
+    let (first, second) = pids.split_at(pids.len() / 2);
+    let tasks = std::thread::scope(|scope| {
+        let other = scope.spawn(|| collect_part(root, second, known));
+        let mut tasks = collect_part(root, first, known)?;
+        tasks.extend(other.join().map_err(|_| Error::failed("a reading thread failed"))??);
+        Ok::<_, Error>(tasks)
+    })?;
+    Ok(Survey { root, tasks })
+}
+
+fn collect_part(root: Pid, pids: &[Pid], known: Known<'_>) -> Result<Vec<TaskFacts>> {
     let mut tasks = Vec::new();
-    for pid in pids {
+    for pid in pids.iter().copied() {
         match facts(pid, known) {
             Ok(task) => tasks.push(task),
             Err(Error::Gone(_)) if pid != root => {}
             Err(error) => return Err(refusals::explain_denial(pid, error)),
         }
     }
-    Ok(Survey { root, tasks })
+    Ok(tasks)
 }
 
 fn facts(pid: Pid, known: Known<'_>) -> Result<TaskFacts> {
