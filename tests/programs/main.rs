@@ -19,8 +19,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use support::{
-    Holder, PATIENCE, TempDir, assert_same_lines, dump, dump_running, ps_line, ps_line_inside, restore, serial, tree,
-    until, with_timeout,
+    Holder, PATIENCE, TempDir, assert_same_lines, dump, dump_running, ps_line, ps_line_inside, restore, serial, stat,
+    tree, until, with_timeout,
 };
 
 /// Of one use of a program.
@@ -91,7 +91,7 @@ fn dump_round(program: &Program, holder: &Holder, round: u32) -> Option<Seen> {
 fn restore_round(program: &Program, holder: &Holder, round: u32, before: Option<Seen>) {
     restore(&images(holder, round));
     if let Some(before) = before {
-        let now = below_init(&places(&ps_line(&tree(holder.pid()))));
+        let now = below_init(&ps_line(&tree(holder.pid())));
         assert_same_lines(&below_init(&before.places), &now, "ps");
         assert_eq!(before.screen, holder.screen_text());
     }
@@ -108,10 +108,10 @@ fn beside(program: Program) {
     let copy = original.restored_beside(&images.join("images"));
     assert_ne!(copy.pid(), original.pid());
     if let Some(before) = before {
-        let inside = places(&ps_line_inside(copy.pid(), &pids));
+        let inside = ps_line_inside(copy.pid(), &pids);
         assert_same_lines(&below_init(&before.places), &inside, "ps, original and copy");
         assert_eq!(before.screen, copy.screen_text());
-        assert_same_lines(&before.places, &places(&ps_line(&pids)), "ps of the original");
+        assert_same_lines(&before.places, &ps_line(&pids), "ps of the original");
         assert_eq!(before.screen, original.screen_text());
     }
     for round in 1..=ROUNDS {
@@ -134,9 +134,9 @@ impl Seen {
     /// Waits until nothing moves any more; none of a program that never rests.
     fn of(program: &Program, holder: &Holder) -> Option<Seen> {
         let look = || {
-            let places = ps_line(&tree(holder.pid()));
-            let asleep = places.lines().all(|line| line.split_whitespace().nth(6).unwrap().starts_with(['S', 'T']));
-            asleep.then(|| (holder.output().len(), places))
+            let pids = tree(holder.pid());
+            let asleep = pids.iter().all(|pid| stat(*pid).is_some_and(|stat| matches!(stat.state, 'S' | 'T')));
+            asleep.then(|| (holder.output().len(), pids))
         };
         let mut last = None;
         let still = || {
@@ -147,20 +147,9 @@ impl Seen {
         };
         program.rests.then(|| {
             until("rest", PATIENCE, still, || ps_line(&tree(holder.pid())));
-            Seen { places: places(&ps_line(&tree(holder.pid()))), screen: holder.screen_text() }
+            Seen { places: ps_line(&tree(holder.pid())), screen: holder.screen_text() }
         })
     }
-}
-
-/// What ps(1) says of processes; whether one runs at this instant or sleeps is chance.
-fn places(ps: &str) -> String {
-    let place = |line: &str| {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        let (state, rest) = words[6].split_at(1);
-        let state = if matches!(state, "R" | "D") { "S" } else { state };
-        format!("{} {state}{rest} {}\n", words[..6].join(" "), words[7..].join(" "))
-    };
-    ps.lines().map(place).collect()
 }
 
 /// With the root's parent as a pid namespace has it: elsewhere it is whoever runs the test.

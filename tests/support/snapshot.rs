@@ -110,18 +110,28 @@ pub fn tree(root: i32) -> Vec<i32> {
     all
 }
 
-/// One line of ps(1) for each process: its place in sessions, groups and terminals.
+/// One line of ps(1) for each process: its place in sessions, groups and terminals, and its state as [`Stat::at_rest`] has it.
 pub fn ps_line(pids: &[i32]) -> String {
     super::require_from("ps", "procps");
     let argv = ps(pids);
-    String::from_utf8(Command::new(&argv[0]).args(&argv[1..]).output().unwrap().stdout).unwrap()
+    at_rest(&Command::new(&argv[0]).args(&argv[1..]).output().unwrap().stdout)
 }
 
 /// The same as the namespaces of a process show it; the PIDs are those of the namespace.
 pub fn ps_line_inside(outer: i32, pids: &[i32]) -> String {
     let argv = ps(pids);
     let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
-    String::from_utf8(super::inside(outer, &argv).stdout).unwrap()
+    at_rest(&super::inside(outer, &argv).stdout)
+}
+
+fn at_rest(ps: &[u8]) -> String {
+    let line = |line: &str| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let (state, rest) = words[6].split_at(1);
+        let state = if matches!(state, "R" | "D") { "S" } else { state };
+        format!("{} {state}{rest} {}\n", words[..6].join(" "), words[7..].join(" "))
+    };
+    std::str::from_utf8(ps).unwrap().lines().map(line).collect()
 }
 
 fn ps(pids: &[i32]) -> [String; 5] {
