@@ -5,8 +5,8 @@ use super::*;
 
 /// Longest wait for the sentinels to be processed, in microseconds; then the line buffer is full.
 const SENTINEL_WAIT: u64 = 100_000;
-/// Longest wait for the next complete line from behind a full line buffer, in microseconds.
-const LINE_WAIT: u64 = 20_000;
+/// For what is certain to come, in microseconds.
+const PATIENCE: u64 = 2_000_000;
 
 /// The descriptors at work.
 struct Work {
@@ -18,6 +18,13 @@ struct Work {
     /// Bytes that came into the line buffer under our settings, and the last two of them: the master has their echoes.
     echoed: u32,
     tail: [u8; 2],
+}
+
+impl Work {
+    /// Whether the sentinels seem to have been the last that came in.
+    fn is_through(&self) -> bool {
+        self.tail == [SENTINEL, SENTINEL]
+    }
 }
 
 /// 0 where what `drain` reads can be put back, else a negated errno: EPERM or EIO where the master is external and the kernel does not
@@ -107,7 +114,13 @@ fn read_input(hold: &mut Hold, work: &mut Work) -> Io<()> {
     if work.master >= 0 {
         start_master(hold, work)?;
     }
-    if hold.settings.canonical() { read_canonical(hold, work) } else { read_raw(hold, work) }
+    if hold.settings.canonical() {
+        read_canonical(hold, work)?
+    } else {
+        read_raw(hold, work)?
+    }
+    hold.ring_full = u32::from(slots(hold) >= hold.settings.ring_limit());
+    Ok(())
 }
 
 /// Nothing is special, and where the master is at hand all that comes in from now on is echoed as it is: it was not processed when we
@@ -195,25 +208,23 @@ fn read_canonical(hold: &mut Hold, work: &mut Work) -> Io<()> {
         // The buffer takes them in any case; if neither ends a line the master is stopped.
         (false, _) => io::ready(work.slave, POLLIN),
         (true, true) => io::unread(work.slave) > before,
-        (true, false) => {
-            sent > 0
-                && io::await_that(SENTINEL_WAIT, || count_echoes(work).is_err() || work.tail == [SENTINEL, SENTINEL])
-        }
+        (true, false) => sent > 0 && io::await_that(SENTINEL_WAIT, || count_echoes(work).is_err() || work.is_through()),
     };
     if through {
-        read_lines(hold, work)?;
-        hold.lnext = u32::from(if work.master < 0 { sent > 1 } else { work.echoed == sent && last_line_len(hold) > 1 });
+        read_lines(hold, work, 0)?;
     } else if lines && work.master < 0 {
         return Err(io::ENOBUFS);
     } else if lines {
         read_full(hold, work, &settings, before)?;
-        hold.ring_full = 1;
     } else {
         io::set_settings(work.slave, &Settings { lflag: settings.lflag & !ICANON, ..settings })?;
         read_rest(hold, work)?;
     }
+    // A literal-next has kept the first sentinel from ending a line.
+    let alone = sent == 2 && (work.master < 0 || work.echoed == sent && last_line_len(hold) > 1);
+    hold.lnext = u32::from(alone);
     find_border(hold, work, sent)?;
-    if hold.ring_full == 1 {
+    if lines && !through {
         find_marks(hold);
     }
     Ok(())
@@ -237,22 +248,26 @@ fn send_sentinels(work: &Work, before: u32) -> Io<u32> {
 }
 
 /// Everything has been processed and the sentinels end the last line.
-fn read_lines(hold: &mut Hold, work: &mut Work) -> Io<()> {
+///
+/// `len` bytes of the first line have been read before.
+fn read_lines(hold: &mut Hold, work: &mut Work, len: u32) -> Io<()> {
+    let mut len = len as usize;
     while io::ready(work.slave, POLLIN) {
-        let from = hold.input_len as usize;
-        let count = read_some(hold, work, usize::MAX)?;
-        let last = hold.input.get(from..from + count).and_then(|line| line.last().copied());
-        let end = hold.settings.end_of(last);
-        push_line(hold, count as u32, end)?;
+        let count = len + read_some(hold, work, usize::MAX)?;
+        let line = (hold.input_len as usize).checked_sub(count).and_then(|from| hold.input.get(from..from + count));
+        let end = hold.settings.end_of(line.and_then(|line| line.last().copied()));
+        push_line(hold, count as u32, end);
+        len = 0;
     }
     Ok(())
 }
 
-fn push_line(hold: &mut Hold, len: u32, end: u16) -> Io<()> {
-    let slot = hold.lines.get_mut(hold.line_count as usize).ok_or(io::ENOBUFS)?;
-    *slot = (len as u16 & 0x1fff) | end << 13;
-    hold.line_count += 1;
-    Ok(())
+/// Notes a line. Those of the line buffer have room; what came in behind it is no line in the end.
+fn push_line(hold: &mut Hold, len: u32, end: u16) {
+    if let Some(slot) = hold.lines.get_mut(hold.line_count as usize) {
+        *slot = (len as u16 & 0x1fff) | end << 13;
+        hold.line_count += 1;
+    }
 }
 
 fn last_line_len(hold: &Hold) -> u32 {
@@ -265,47 +280,59 @@ fn last_line_len(hold: &Hold) -> u32 {
 /// Reads from a full buffer, of which `before` bytes are in complete lines, and what waits behind it. One byte of a complete line is left each
 /// time: without one, a full buffer throws away what comes in.
 ///
-/// A read that has used up its size tells nothing of where the line ends. The first one, of half the lines, lets in bytes which are
-/// a complete line behind those of the buffer, so that all others reach the end of their line.
+/// A read that has used up its size tells nothing of where the line ends. The first one, which does so if there is one line, lets in bytes which
+/// are a complete line behind those of the buffer, so that all others reach the end of their line. If the sentinels get through after all, no more
+/// is behind.
 fn read_full(hold: &mut Hold, work: &mut Work, settings: &Settings, before: u32) -> Io<()> {
-    let (mut len, mut first) = (0, true);
-    while hold.input_len <= before && io::await_that(LINE_WAIT, || io::unread(work.slave) > 1) {
-        let unread = io::unread(work.slave);
-        let want = if first { unread / 2 } else { unread - 1 };
+    let mut len = 0;
+    let mut want = io::unread(work.slave).saturating_sub(1);
+    // Hardly ever is a buffer full with no more than that in lines: rather the kernel is slow.
+    if want < 64 && io::await_that(PATIENCE / 4, || count_echoes(work).is_err() || work.is_through()) {
+        return read_lines(hold, work, 0);
+    }
+    while want > 0 && hold.input_len <= before {
         let count = read_some(hold, work, want as usize)? as u32;
         len += count;
         let last = (hold.input_len as usize).checked_sub(1).and_then(|at| hold.input.get(at).copied());
         let end = hold.settings.end_of(last.filter(|_| len > 0));
         // Behind `before` bytes a line ends; then a read that yields nothing is a lone EOF mark.
         if hold.input_len <= before && (count < want || end != END_EOF || hold.input_len == before) {
-            push_line(hold, len, end)?;
+            push_line(hold, len, end);
             len = 0;
         }
-        if first {
-            let left = before.saturating_sub(hold.input_len);
-            io::await_that(LINE_WAIT, || io::unread(work.slave) > left);
-            first = false;
+        let left = before.saturating_sub(hold.input_len).max(1);
+        // A line comes, or the place of all that was read is taken.
+        let (slave, read) = (work.slave, hold.input_len);
+        let comes = |work: &mut Work| {
+            count_echoes(work).is_err() || work.is_through() || io::unread(slave) > left || work.echoed >= read
+        };
+        io::await_that(PATIENCE, || comes(work));
+        if work.is_through() {
+            return read_lines(hold, work, len);
         }
+        want = io::unread(work.slave).saturating_sub(1);
     }
     let from = hold.input_len;
     io::set_settings(work.slave, &Settings { lflag: settings.lflag & !ICANON, ..*settings })?;
     read_rest(hold, work)?;
-    if from < before { end_last_line(hold, from as usize, len) } else { Ok(()) }
+    if from < before {
+        end_last_line(hold, from as usize, len);
+    }
+    Ok(())
 }
 
 /// The last byte of the last line in the buffer was read without lines, with a NUL for its EOF mark.
-fn end_last_line(hold: &mut Hold, at: usize, len: u32) -> Io<()> {
+fn end_last_line(hold: &mut Hold, at: usize, len: u32) {
     let byte = hold.input.get(at).copied();
     let end = hold.settings.end_of(byte);
     if byte.is_none() || (end == END_EOF && hold.input.get(at + 1) != Some(&0)) {
-        return Ok(());
+        return;
     }
-    push_line(hold, len + 1, end)?;
+    push_line(hold, len + 1, end);
     if end == END_EOF {
         hold.input.copy_within(at + 2.., at + 1);
         hold.input_len -= 1;
     }
-    Ok(())
 }
 
 /// Takes the sentinels away and finds where the line buffer's content ended: what came in later has been echoed. A line that ends
@@ -324,20 +351,26 @@ fn find_border(hold: &mut Hold, work: &mut Work, sent: u32) -> Io<()> {
         len -= last_line_len(hold);
         hold.line_count -= 1;
     }
-    hold.ring_full |= u32::from(late > sent && hold.line_count == 0);
     Ok(())
 }
 
 /// A full buffer that has fewer bytes and EOF marks than slots has marks that no read shows: behind lines that end in a quoted
 /// terminator. Which of them is not known, and makes no difference to a reader.
 fn find_marks(hold: &mut Hold) {
+    let hidden = hold.settings.ring_limit().saturating_sub(slots(hold)) as usize;
     let lines = hold.lines.get_mut(..hold.line_count as usize).unwrap_or_default();
-    let marks = lines.iter().filter(|line| **line >> 13 == END_EOF).count() as u32;
-    let hidden = hold.settings.ring_limit().saturating_sub(hold.ring_len + marks) as usize;
-    if hidden <= lines.len() - marks as usize {
-        let ended = lines.iter_mut().rev().filter(|line| **line >> 13 != END_EOF);
+    let candidates = lines.iter().filter(|line| **line >> 13 != END_EOF).count();
+    let ended = lines.iter_mut().rev().filter(|line| **line >> 13 != END_EOF);
+    // Where there are more the buffer was not full, but the kernel was slow.
+    if hidden <= candidates {
         ended.take(hidden).for_each(|line| *line = *line & 0x1fff | END_EOF << 13);
     }
+}
+
+/// Slots of the line buffer that are in use: bytes and EOF marks.
+fn slots(hold: &Hold) -> u32 {
+    let lines = hold.lines.iter().take(hold.line_count as usize);
+    hold.ring_len + lines.filter(|line| **line >> 13 == END_EOF).count() as u32
 }
 
 /// A master that was stopped by TCOOFF takes no sentinel; one that has no room goes on having none.
