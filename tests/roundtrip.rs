@@ -143,6 +143,8 @@ fn a_bash_with_a_background_job_and_a_stopped_less() {
         let holder = Holder::bash();
         holder.type_keys("cd /usr; answer=42; f() { echo f says $1; }; sleep 1000 &\r");
         holder.wait_for_text("[1] ");
+        // The job has its number before it has its program.
+        child_named(holder.pid(), "sleep");
         holder.type_keys(format!("less {file}\r"));
         // Its prompt: while it draws, a ^Z may come too early to interrupt its read.
         holder.wait_for_text(&format!("\n{file}"));
@@ -192,6 +194,8 @@ fn a_less_in_the_foreground_of_a_bash_with_a_job() {
         let holder = Holder::bash();
         holder.type_keys("mark=kept; sleep 1000 &\r");
         holder.wait_for_text("[1] ");
+        // The job has its number before it has its program.
+        child_named(holder.pid(), "sleep");
         holder.type_keys(format!("less {file}\r"));
         holder.wait_for_text("line number 23");
         twice(&holder, &dir);
