@@ -10,12 +10,13 @@ use std::time::{Duration, Instant};
 use crate::error::{Error, Refusal, Result};
 use crate::files::dump as file_records;
 use crate::files::dump::{FileIds, Table};
-use crate::files::kind::{Descriptor, FileKind};
+use crate::files::kind::Descriptor;
 use crate::files::ofd::{self, OfdTable};
 use crate::files::outside::Mapped;
 use crate::files::removed::Removed;
 use crate::files::socket::flight::Flight;
 use crate::files::socket::{Connections, Sockets};
+use crate::files::transfer::{self, Caller};
 use crate::files::{locks, outside};
 use crate::ids::{Pid, Tid};
 use crate::image::Images;
@@ -25,8 +26,7 @@ use crate::inject::{Arrival, Entry, Infected, Placement, ThreadState, Visit, res
 use crate::mem::policy::{self, Policy};
 use crate::mem::{self, layout};
 use crate::procfs::{Mapping, Stat};
-use crate::sys::process::pidfd_getfd;
-use crate::sys::{ptrace, tty};
+use crate::sys::ptrace;
 use crate::task::deadline::Waits;
 use crate::task::freeze::{Frozen, FrozenProcess, freeze};
 use crate::task::record::{self, Inside, Outside};
@@ -337,7 +337,8 @@ fn visit(
 ) -> Result<(Stopped, ThreadState, thread::Told)> {
     let pending = facts.pending(stopped.sigmask()?, &outside.process_pending);
     let Captured { pid, pidfd, tracee, .. } = captured;
-    let left = |transfer: &Transfer| left(pidfd, descriptors, transfer);
+    let left =
+        |transfer: &Transfer| transfer::left(&Caller { pidfd, descriptors, filters: &outside.filters }, transfer);
     let mut guest = tracee.visit(stopped, &Visit { pending, left: &left })?;
     let mut batch = Batch::new();
     let asked = thread::ask(&mut batch, facts);
@@ -391,35 +392,11 @@ fn arrival(
         .ok_or_else(|| Error::failed(format!("process {pid} has no room for the parasite in its address space")))?;
     let pending = outside.thread.pending(leader.sigmask()?, &outside.process_pending);
     let places = mem::places(&outside.mappings);
-    let left = |transfer: &Transfer| left(pidfd, descriptors, transfer);
+    let left =
+        |transfer: &Transfer| transfer::left(&Caller { pidfd, descriptors, filters: &outside.filters }, transfer);
     let others = guests.iter().map(|(thread, _)| Ok((thread.tid(), thread.regs()?))).collect::<Result<_>>()?;
     let entry = Entry { pid, pidfd, places, base, placement: Placement::Free, pending, left: &left, others };
     Arrival::new(leader, &entry, first)
-}
-
-/// How many bytes the rest of a call has to move that came back with fewer than it was asked for, where only a stop can be the reason.
-///
-/// A blocking write to a terminal or a pipe moves all its bytes. A read of a terminal that is not canonical waits for VMIN bytes; with
-/// VTIME it may end earlier by itself, and is left alone. Everything else is free to move less.
-fn left(pidfd: &OwnedFd, descriptors: &[Descriptor], transfer: &Transfer) -> u64 {
-    const ICANON: u32 = 2;
-    let Some(descriptor) = descriptors.iter().find(|descriptor| descriptor.fd.0 == transfer.fd) else { return 0 };
-    let blocking = descriptor.info.flags & libc::O_NONBLOCK as u32 == 0;
-    let terminal = descriptor.kind.is_tty();
-    let pipe = matches!(descriptor.kind, FileKind::Pipe { .. } | FileKind::Fifo);
-    match transfer.nr {
-        libc::SYS_write if blocking && (terminal || pipe) => transfer.wanted - transfer.done,
-        libc::SYS_read if blocking && terminal => {
-            let Ok(copy) = pidfd_getfd(pidfd.as_fd(), descriptor.fd) else { return 0 };
-            let Ok(termios) = tty::get_termios(copy.as_fd()) else { return 0 };
-            let [min, time] = [libc::VMIN, libc::VTIME].map(|at| u64::from(termios.c_cc[at]));
-            match termios.c_lflag & ICANON == 0 && time == 0 {
-                true => min.min(transfer.wanted).saturating_sub(transfer.done),
-                false => 0,
-            }
-        }
-        _ => 0,
-    }
 }
 
 /// Orders the tree so that each process comes behind its parent, siblings by their number.

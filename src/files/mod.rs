@@ -21,3 +21,4 @@ pub mod restore;
 pub mod signalfd;
 pub mod socket;
 pub mod timerfd;
+pub mod transfer;

@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use libc::user_regs_struct;
 
 use super::batch::{Answers, Batch, CallId};
-use super::rest::{self, Rest, Transfer, Whereabouts};
+use super::rest::{self, Left, Rest, Through, Transfer, Whereabouts};
 use super::restart::{self, Pending};
 use super::stub::{Cleanup, Place, REGION_NAME, Room, Slot, WayBack};
 use super::{ALL_SIGNALS, Infected, Placement, Stubs, ThreadState, Tracee, blob, idle_header};
@@ -31,15 +31,15 @@ pub struct Entry<'a> {
     pub placement: Placement,
     /// Whether an unblocked signal waits for the thread.
     pub pending: Pending,
-    /// How many bytes the rest of a call that the stop cut short has to move; 0 where it was not the stop. See `rest`.
-    pub left: &'a dyn Fn(&Transfer) -> u64,
+    /// What a call that the stop cut short would still have moved. See `rest`.
+    pub left: &'a dyn Fn(&Transfer) -> Left,
     /// The registers of the other threads, which are stopped too.
     pub others: BTreeMap<Tid, user_regs_struct>,
 }
 
 /// For tracees whose calls are of no interest.
-pub fn nothing_left(_: &Transfer) -> u64 {
-    0
+pub fn nothing_left(_: &Transfer) -> Left {
+    Left { count: 0, through: Through::File }
 }
 
 impl Infected {
@@ -86,26 +86,49 @@ pub(super) struct Site<'a> {
 }
 
 impl Site<'_> {
-    /// The registers to record, what is left of a call that the stop cut short, and the registers to go on with: the recorded ones where there
-    /// is nothing left.
+    /// What a stopped thread of the process is recorded as, and the registers that it goes on with: the same, but where the stop cut a call short.
+    ///
+    /// A thread in the stub of an earlier cut is taken out of it, to behind its call, before that stub is written anew.
     pub fn resumption(
         &self,
-        regs: &user_regs_struct,
+        stopped: &Stopped,
         pending: Pending,
-        left: &dyn Fn(&Transfer) -> u64,
-    ) -> Result<(user_regs_struct, Option<Rest>, user_regs_struct)> {
+        left: &dyn Fn(&Transfer) -> Left,
+    ) -> Result<Resumption> {
         let Site { mem, pid, room, threads } = self;
-        let (behind, transfer) = match rest::whereabouts(mem, *pid, regs, room.rests(), pending)? {
-            Whereabouts::Itself(regs) => return Ok((regs, None, regs)),
-            Whereabouts::Cut(behind, transfer) => (behind, transfer),
+        let regs = stopped.regs()?;
+        let Whereabouts { regs: behind, cut } = rest::whereabouts(mem, *pid, &regs, room.rests(), pending)?;
+        let Some(cut) = cut else { return Ok(Resumption::same(behind)) };
+        let Some(transfer) = cut.transfer(mem, *pid)? else { return Ok(Resumption::same(behind)) };
+        let left = left(&transfer);
+        let rest = if left.count > 0 { rest::rest(mem, *pid, &transfer, left)? } else { None };
+        let Some(rest) = rest else { return Ok(Resumption::same(behind)) };
+        let placed = match cut.stub {
+            Some(inside) if cut.moved == 0 => Some(inside),
+            inside => {
+                if inside.is_some() {
+                    stopped.set_regs(&behind)?;
+                }
+                let others = threads.iter().filter(|one| **one != regs).chain([&behind]);
+                let unused = rest::unused(mem, *pid, room.rests(), &others.copied().collect::<Vec<_>>())?;
+                rest::place(mem, *pid, &unused, &behind, &rest)?
+            }
         };
-        let rest = Rest { transfer, left: left(&transfer) };
-        if rest.left == 0 {
-            return Ok((behind, None, behind));
-        }
-        let slot = rest::unused(mem, *pid, room.rests(), threads)?.first().copied();
-        let going_on = slot.map_or(Ok(None), |slot| rest::place(mem, *pid, slot, &behind, &rest))?;
-        Ok((behind, Some(rest), going_on.unwrap_or(behind)))
+        Ok(Resumption { recorded: behind, rest: Some(rest), going_on: placed.unwrap_or(behind) })
+    }
+}
+
+/// How a thread is recorded and goes on.
+pub(super) struct Resumption {
+    pub recorded: user_regs_struct,
+    /// What is left of the call behind which the registers are.
+    pub rest: Option<Rest>,
+    pub going_on: user_regs_struct,
+}
+
+impl Resumption {
+    fn same(regs: user_regs_struct) -> Resumption {
+        Resumption { recorded: regs, rest: None, going_on: regs }
     }
 }
 
@@ -232,8 +255,8 @@ impl Arrival {
             return Err(Error::Leaving(entry.pid));
         }
         let site = Site { mem: &mem, pid: entry.pid, room: &room, threads: threads().copied().collect() };
-        let (regs, rest, going_on) = site.resumption(&at_stop.regs, entry.pending, entry.left)?;
-        let original = ThreadState { regs, rest, ..at_stop };
+        let Resumption { recorded, rest, going_on } = site.resumption(&stopped, entry.pending, entry.left)?;
+        let original = ThreadState { regs: recorded, rest, ..at_stop };
         let way_back = WayBack { regs: restart::without_kernel_restart(&going_on), sigmask: original.sigmask };
         let pidfd = entry.pidfd.try_clone().map_err(|error| Error::io("copying", Subject::Pid(entry.pid), &error))?;
         Ok(Arrival {

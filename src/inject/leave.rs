@@ -9,6 +9,7 @@ use libc::user_regs_struct;
 use super::stub::{Slot, WayBack};
 use super::{Call, Infected, Stubs, ThreadState, Tracee, enter, rest, send_owed_stop, tiles};
 use crate::error::{Context, Error, Result, Subject};
+use crate::ids::Tid;
 use crate::trace::{Running, Stopped};
 use crate::wire;
 
@@ -35,7 +36,7 @@ impl Infected {
 
     /// Takes the parasite away and gives the thread the recorded state `last`, in the middle of `call` where there is one.
     pub fn leave_as(mut self, last: &ThreadState, call: Option<&Call>) -> Result<Stopped> {
-        let last = &last.going_on(&self.resumed(last)?);
+        let last = &last.going_on(&self.begin_rest(self.pid.into(), last)?);
         let going_on = self.send_out(last, call)?;
         self.pass_out()?;
         self.turn()?;
@@ -47,11 +48,13 @@ impl Infected {
         self.original.going_on(&self.going_on)
     }
 
-    /// The registers with which a thread of a restored process goes on: in a stub for what is left of a call, as long as there is a slot for it.
-    pub(super) fn resumed(&self, last: &ThreadState) -> Result<user_regs_struct> {
-        let slot = rest::empty(&self.mem, self.pid, self.room.rests())?;
-        let (Some(slot), Some(rest)) = (slot, &last.rest) else { return Ok(last.regs) };
-        Ok(rest::place(&self.mem, self.pid, slot, &last.regs, rest)?.unwrap_or(last.regs))
+    /// The registers with which a thread goes on that is to get the state `last`: at the rest of its call, where there is one and room for it.
+    pub(super) fn begin_rest(&self, tid: Tid, last: &ThreadState) -> Result<user_regs_struct> {
+        let Some(rest) = &last.rest else { return Ok(last.regs) };
+        let others = self.others.iter().filter(|(other, _)| **other != tid).map(|(_, regs)| *regs);
+        let threads: Vec<user_regs_struct> = others.chain([last.regs]).collect();
+        let unused = rest::unused(&self.mem, self.pid, self.room.rests(), &threads)?;
+        Ok(rest::place(&self.mem, self.pid, &unused, &last.regs, rest)?.unwrap_or(last.regs))
     }
 
     fn arrive_cured(&mut self) -> Result<Stopped> {

@@ -62,11 +62,11 @@ pub enum Placement {
 #[derive(Debug, Clone)]
 pub struct ThreadState {
     pub regs: user_regs_struct,
+    /// What is left of the call behind which the registers are, where a stop has cut it short.
+    pub rest: Option<Rest>,
     /// XSAVE image as NT_X86_XSTATE gives it.
     pub xstate: Vec<u8>,
     pub sigmask: u64,
-    /// What is left of the call behind which the registers are.
-    pub rest: Option<Rest>,
 }
 
 impl ThreadState {

@@ -21,7 +21,8 @@ const SYS_IO_PGETEVENTS: i64 = 333;
 
 /// Calls that a stop breaks with EINTR though no signal was delivered (signal(7), "Interruption of system calls ... by stop signals").
 ///
-/// The calls on sockets are on it for SO_RCVTIMEO and SO_SNDTIMEO; with EINTR nothing was transferred yet, so that calling again is safe.
+/// The calls on sockets are on it for SO_RCVTIMEO and SO_SNDTIMEO; with EINTR nothing was transferred yet, so that calling again is safe. A
+/// connect(2) that is made again waits for the same connection.
 const BROKEN_BY_A_STOP: &[i64] = &[
     libc::SYS_epoll_wait,
     libc::SYS_epoll_pwait,
@@ -43,6 +44,7 @@ const BROKEN_BY_A_STOP: &[i64] = &[
     libc::SYS_sendmsg,
     libc::SYS_accept,
     libc::SYS_accept4,
+    libc::SYS_connect,
 ];
 
 /// Whether a signal that the thread does not block is pending, so that EINTR is the truth.

@@ -10,8 +10,8 @@
 use libc::user_regs_struct;
 
 use super::batch::{Answers, Ask, Batch, OnError};
-use super::enter::{self, Site};
-use super::rest::Transfer;
+use super::enter::{self, Resumption, Site};
+use super::rest::{Left, Transfer};
 use super::restart::{self, Pending};
 use super::stub::{Slot, WayBack};
 use super::{ALL_SIGNALS, Call, Infected, Stubs, ThreadState};
@@ -25,7 +25,7 @@ pub struct Visit<'a> {
     /// Whether an unblocked signal waits for it.
     pub pending: Pending,
     /// As in [`Entry`](super::Entry).
-    pub left: &'a dyn Fn(&Transfer) -> u64,
+    pub left: &'a dyn Fn(&Transfer) -> Left,
 }
 
 /// A thread that runs batches, call by call. [`leave`](Guest::leave) or [`leave_as`](Guest::leave_as) ends the visit.
@@ -62,9 +62,9 @@ impl Infected {
         others.insert(tid, at_stop.regs);
         let threads = others.values().chain([&self.going_on]).copied().collect();
         let site = Site { mem: &self.mem, pid: self.pid, room: &self.room, threads };
-        let (regs, rest, going_on) = site.resumption(&at_stop.regs, visit.pending, visit.left)?;
+        let Resumption { recorded, rest, going_on } = site.resumption(&stopped, visit.pending, visit.left)?;
         self.others.insert(tid, going_on);
-        let original = ThreadState { regs, rest, ..at_stop };
+        let original = ThreadState { regs: recorded, rest, ..at_stop };
         let back = WayBack { regs: restart::without_kernel_restart(&going_on), sigmask: original.sigmask };
         let at = self.room.place(&self.mem, self.pid, Slot::Even, &[], &back)?;
         Ok(Guest { host: self, tid, stopped: Some(stopped), at, sent: Sent::Not, back, original, going_on })
@@ -85,12 +85,14 @@ impl Guest<'_> {
 
     /// Ends the visit and gives the thread the state `last`, in the middle of `call` where there is one.
     pub fn leave_as(mut self, last: &ThreadState, call: Option<&Call>) -> Result<Stopped> {
-        let last = &last.going_on(&self.host.resumed(last)?);
         let stopped = self.stopped.take().ok_or(Error::Gone(self.host.pid))?;
         let stopped = self.host.make_room_for_tiles(stopped, &self.original.xstate, last)?;
         let (stopped, regs) = match call {
             Some(call) => self.host.begin(stopped, call, self.at, &last.regs)?,
-            None => (stopped, last.regs),
+            None => {
+                let regs = self.host.begin_rest(self.tid, last)?;
+                (stopped, regs)
+            }
         };
         stopped.set_xstate(&last.xstate)?;
         self.stopped = Some(stopped);

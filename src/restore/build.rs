@@ -450,6 +450,6 @@ pub fn last_state(
     let mask =
         core.thread_core.as_ref().and_then(|thread| thread.blk_sigset).or(core.tc.as_ref().map(|task| task.blk_sigset));
     let regs = restart::in_a_new_task(&regs::from_entry(&info.gpregs));
-    let rest = images.own_thread(tid).and_then(|own| own.restart.as_ref()).and_then(thread::rest);
-    Ok(ThreadState { regs, xstate, sigmask: mask.unwrap_or(0), rest })
+    let rest = images.own_thread(tid).and_then(thread::rest);
+    Ok(ThreadState { regs, rest, xstate, sigmask: mask.unwrap_or(0) })
 }

@@ -10,7 +10,7 @@ use crate::ids::{Pid, Tid};
 use crate::image::pb;
 use crate::inject::ThreadState;
 use crate::inject::batch::{Answers, Batch, Buffer, CallId};
-use crate::inject::rest::{Rest, Transfer};
+use crate::inject::rest::{Call, Rest};
 use crate::inject::restart::Pending;
 use crate::procfs::{self, Status};
 use crate::sys::process::attributes::{
@@ -236,33 +236,32 @@ pub fn own(pid: Pid, facts: &ThreadFacts, state: &ThreadState, told: &Told) -> p
         cpu_affinity: Some(facts.affinity.clone()),
         timer_slack_ns: Some(told.timerslack),
         cap_ambient: Some(facts.status.capabilities.ambient),
-        restart: state.rest.as_ref().map(|rest| restart(rest, state.regs.rsi)).or_else(|| facts.restart.clone()),
+        restart: state.rest.as_ref().map(restart_of).or_else(|| facts.restart.clone()),
         ..Default::default()
     };
     told.modes.record(&mut own);
     own
 }
 
-/// What is left of a call that the stop cut short, with the address of its buffer.
-fn restart(rest: &Rest, buffer: u64) -> pb::PtyagentRestart {
-    let Rest { transfer, left } = rest;
+/// The rest of a call that was cut short.
+fn restart_of(rest: &Rest) -> pb::PtyagentRestart {
     pb::PtyagentRestart {
         kind: Some(pb::PtyagentRestartKind::PtyagentRestartPartial as i32),
-        syscall: Some(transfer.nr as u32),
-        args: vec![transfer.fd as u64, buffer, transfer.wanted],
-        result: Some(transfer.done as i64),
-        left: Some(*left),
+        syscall: Some(rest.call.nr as u32),
+        args: rest.call.args.to_vec(),
+        result: Some(rest.done as i64),
+        data: (!rest.data.is_empty()).then(|| rest.data.clone()),
         ..Default::default()
     }
 }
 
-/// None where nothing of the call is left.
-pub fn rest(entry: &pb::PtyagentRestart) -> Option<Rest> {
-    let args = (entry.args.first(), entry.args.get(2));
-    let (Some(fd), Some(wanted)) = args else { return None };
-    let done = u64::try_from(entry.result?).ok()?;
-    let transfer = Transfer { nr: entry.syscall?.into(), fd: *fd as i32, done, wanted: *wanted };
-    (entry.kind() == pb::PtyagentRestartKind::PtyagentRestartPartial).then_some(Rest { transfer, left: entry.left? })
+/// The same, read back.
+pub fn rest(own: &pb::PtyagentThread) -> Option<Rest> {
+    let partial = pb::PtyagentRestartKind::PtyagentRestartPartial as i32;
+    let restart = own.restart.as_ref().filter(|restart| restart.kind == Some(partial))?;
+    let args = restart.args.clone().try_into().ok()?;
+    let call = Call { nr: restart.syscall?.into(), args };
+    Some(Rest { call, done: u64::try_from(restart.result?).ok()?, data: restart.data.clone().unwrap_or_default() })
 }
 
 /// The fair class has a runtime too, its slice.
