@@ -65,6 +65,8 @@ pub struct CallId(usize);
 pub enum OnError {
     Continue,
     Stop,
+    /// It runs, and the failure is none.
+    Ignore,
 }
 
 /// System calls in order, with their buffers.
@@ -93,6 +95,11 @@ impl Batch {
     /// Adds a system call without which the rest of the batch makes no sense.
     pub fn must<const N: usize>(&mut self, nr: i64, args: [Arg; N]) -> CallId {
         self.push(nr, args, OnError::Stop)
+    }
+
+    /// Adds a system call that not every kernel or processor has, where nothing is lost without it.
+    pub fn may<const N: usize>(&mut self, nr: i64, args: [Arg; N]) -> CallId {
+        self.push(nr, args, OnError::Ignore)
     }
 
     /// Adds one of `wire`'s operations on something that lies at an offset of the region, outside the batch.
@@ -204,7 +211,11 @@ impl Batch {
 
     /// The answers, from the bytes of the region that [`encode`](Batch::encode) filled and the calls changed.
     pub fn answers(self, bytes: Vec<u8>) -> Answers {
-        Answers { data_offset: self.data_offset(), numbers: self.calls.iter().map(|call| call.0).collect(), bytes }
+        Answers {
+            data_offset: self.data_offset(),
+            calls: self.calls.iter().map(|call| (call.0, call.2)).collect(),
+            bytes,
+        }
     }
 }
 
@@ -214,7 +225,7 @@ const RESULT_AT: usize = std::mem::offset_of!(Call, result);
 #[derive(Debug)]
 pub struct Answers {
     data_offset: usize,
-    numbers: Vec<i64>,
+    calls: Vec<(i64, OnError)>,
     bytes: Vec<u8>,
 }
 
@@ -246,11 +257,11 @@ impl Answers {
         self.bytes(buffer).get(at..at + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes)
     }
 
-    /// Fails with the first failed call: for batches in which every call has to succeed.
+    /// Fails with the first failed call that is not one which [`may`](Batch::may) fail.
     pub fn all_done(&self, operation: &'static str, subject: crate::error::Subject) -> Result<()> {
-        for n in 0..self.numbers.len() {
+        for (n, (nr, _)) in self.calls.iter().enumerate().filter(|(_, (_, on_error))| *on_error != OnError::Ignore) {
             if let Err(errno) = self.result(CallId(n)) {
-                tracing::debug!(call = n, nr = self.numbers[n], %errno, operation, "batch call failed");
+                tracing::debug!(call = n, nr, %errno, operation, "batch call failed");
                 return Err(Error::Sys { operation, subject, errno });
             }
         }

@@ -88,7 +88,7 @@ pub fn restore(batch: &mut Batch, own: &pb::PtyagentThread) {
     }
     match own.cpuid_faults {
         Some(true) => drop(batch.must(libc::SYS_arch_prctl, [ARCH_SET_CPUID.into(), 0u64.into()])),
-        Some(false) => drop(batch.call(libc::SYS_arch_prctl, [ARCH_SET_CPUID.into(), 1u64.into()])),
+        Some(false) => drop(batch.may(libc::SYS_arch_prctl, [ARCH_SET_CPUID.into(), 1u64.into()])),
         None => {}
     }
     if let Some(policy) = own.mce_kill {
@@ -100,7 +100,7 @@ pub fn restore(batch: &mut Batch, own: &pb::PtyagentThread) {
         let Some(state) = state else { continue };
         let args = [PR_SET_SPECULATION_CTRL.into(), which.into(), u64::from(state).into()];
         match state == usual {
-            true => drop(batch.call(libc::SYS_prctl, args)),
+            true => drop(batch.may(libc::SYS_prctl, args)),
             false => drop(batch.must(libc::SYS_prctl, args)),
         }
     }
