@@ -11,7 +11,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
-use support::{PATIENCE, Pty, Size, Subreaper, TempDir, report, serial, subreaper, until, with_timeout};
+use support::{PATIENCE, Pty, Size, Subreaper, TempDir, report, serial, subreaper, tree, until, with_timeout};
 
 const LIMIT: Duration = Duration::from_secs(90);
 const EXE: &str = env!("CARGO_BIN_EXE_ptyagent");
@@ -99,6 +99,9 @@ fn a_session_is_attached_left_and_attached_again() {
         // Ctrl-\ goes through where no d follows it.
         first.type_keys("trap 'echo caught' QUIT; echo rea''dy; cat\r");
         first.wait_for_text("ready");
+        let runs =
+            |comm: &str| tree(id).into_iter().any(|pid| support::stat(pid).is_some_and(|stat| stat.comm == comm));
+        until("cat", PATIENCE, || runs("cat").then_some(()), String::new);
         first.type_keys("\x1c\x1c");
         first.wait_for_text("caught");
         first.type_keys("(sleep 0.3; echo said while alone) & \r");

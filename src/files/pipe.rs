@@ -18,6 +18,7 @@ use crate::error::{Context, Error, Result, Subject};
 use crate::files::dump::Description;
 use crate::files::regular::{self, NOT_AGAIN, open_path};
 use crate::image::{Images, PipeData, pb};
+use crate::sys::tty;
 
 /// The numbers that the images give to pipes and FIFOs, by inode.
 #[derive(Debug, Default)]
@@ -127,7 +128,11 @@ impl Pipes {
         let path = Path::new(OsStr::from_bytes(&reg.name));
         if let Entry::Vacant(vacant) = self.fifos.entry(fifo.pipe_id) {
             let both = open_path(path, libc::O_RDWR | libc::O_NONBLOCK)?;
-            if let Some(data) = images.fifo_data.iter().find(|data| data.entry.pipe_id == fifo.pipe_id) {
+            let data = images.fifo_data.iter().find(|data| data.entry.pipe_id == fifo.pipe_id);
+            // What is there was kept by somebody outside who still has the FIFO open.
+            let kept =
+                tty::unread(both.as_fd()).during("asking a FIFO for its content", Subject::Path(path.into()))? > 0;
+            if let Some(data) = data.filter(|_| !kept) {
                 fill(both.as_fd(), data)?;
             }
             vacant.insert(both);
