@@ -159,7 +159,19 @@ fn shell(path: &str) -> Child {
     let terminal = || Stdio::from(open(path));
     let close = "for fd in /proc/self/fd/*; do n=${fd##*/}; (( n > 2 )) && eval \"exec $n>&-\"; done; exec \"$@\"";
     let mut command = Command::new("bash");
-    command.args(["-c", close, "bash", "setsid", "--ctty", "env", "PS1=$ ", "TERM=linux", "LC_ALL=C", "HISTFILE="]);
+    command.args([
+        "-c",
+        close,
+        "bash",
+        "setsid",
+        "--ctty",
+        "env",
+        "--default-signal",
+        "PS1=$ ",
+        "TERM=linux",
+        "LC_ALL=C",
+        "HISTFILE=",
+    ]);
     command.args(["bash", "--norc", "--noprofile", "-i"]);
     command.current_dir("/").stdin(terminal()).stdout(terminal()).stderr(terminal());
     command.spawn().unwrap()
@@ -229,6 +241,14 @@ fn a_shell_on_a_serial_line_goes_on() {
         let mut raw = tty::get_termios(other.as_fd()).unwrap();
         (raw.c_iflag, raw.c_oflag, raw.c_lflag) = (0, 0, 0);
         tty::set_termios(other.as_fd(), &raw).unwrap();
+        // A serial line keeps its settings from one session to the next.
+        let first = open(&path);
+        let mut sane = tty::get_termios(first.as_fd()).unwrap();
+        sane.c_iflag = libc::ICRNL;
+        sane.c_oflag = libc::OPOST | libc::ONLCR;
+        sane.c_lflag = libc::ICANON | libc::ECHO | libc::ISIG | libc::IEXTEN;
+        sane.c_cc[libc::VINTR] = 3;
+        tty::set_termios(first.as_fd(), &sane).unwrap();
         let mut writer = other.try_clone().unwrap();
         let mut text = String::new();
         let mut read = || {

@@ -106,7 +106,7 @@ pub fn restore(device: Device, record: &pb::PtyagentTty) -> Result<OwnedFd> {
     refuse_taken(device, &path)?;
     let fd = describe(&path, libc::O_RDWR | libc::O_CLOEXEC)?;
     super::state::restore(fd.as_fd(), record)?;
-    set(fd.as_fd(), record)?;
+    set_console(fd.as_fd(), record)?;
     Ok(fd)
 }
 
@@ -120,16 +120,22 @@ pub fn describe(path: &Path, flags: i32) -> Result<OwnedFd> {
     Ok(fd)
 }
 
-fn set(fd: BorrowedFd<'_>, record: &pb::PtyagentTty) -> Result<()> {
-    // What the C library does not name is TIOCM_LOOP.
-    const SETTABLE: u32 = (libc::TIOCM_DTR | libc::TIOCM_RTS) as u32 | 0x8000;
+/// The outputs of a serial line among the TIOCM_ bits; what the C library does not name is TIOCM_LOOP.
+const OUTPUTS: u32 = (libc::TIOCM_DTR | libc::TIOCM_RTS) as u32 | 0x8000;
+
+/// Sets the modem lines, which every open without waiting for a carrier has raised.
+pub fn arm(fd: BorrowedFd<'_>, record: &pb::PtyagentTty) -> Result<()> {
     if let Some(bits) = record.modem_bits {
         let now = tty::get_modem(fd).during("asking for the modem lines", Subject::None)?;
-        if (now ^ bits) & SETTABLE != 0 {
-            let bits = now & !SETTABLE | bits & SETTABLE;
+        if (now ^ bits) & OUTPUTS != 0 {
+            let bits = now & !OUTPUTS | bits & OUTPUTS;
             tty::set_modem(fd, bits).during("setting the modem lines", Subject::None)?;
         }
     }
+    Ok(())
+}
+
+fn set_console(fd: BorrowedFd<'_>, record: &pb::PtyagentTty) -> Result<()> {
     let numbers = [
         (tty::KDSETMODE, record.kd_mode, "setting the console's mode"),
         (tty::KDSKBMODE, record.keyboard_mode, "setting the keyboard's mode"),

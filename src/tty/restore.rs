@@ -158,6 +158,7 @@ impl Pairs {
         let pair = self.get(index)?;
         if let Some(record) = images.own_tty(info_id(PtyIndex(index), Peer::Slave)) {
             state::arm_slave(pair.settings()?, record)?;
+            device::arm(pair.settings()?, record)?;
         } else if let Some(record) = images.own_tty(info_id(PtyIndex(index), Peer::Master)) {
             // The slave was closed: its locked settings are known through the master.
             let locked_only = pb::PtyagentTty { termios_locked: record.termios_locked.clone(), ..Default::default() };

@@ -27,8 +27,11 @@ const SUITE: Suite = Suite { name: "", binary: "", arguments: &[], before: "", s
 /// Not every kernel has the first.
 const STRICT: &str = "echo 0 >/proc/sys/dev/tty/legacy_tiocsti; echo 1 >/proc/sys/kernel/yama/ptrace_scope; cat /proc/sys/kernel/yama/ptrace_scope";
 
+/// The machine's second and third serial port are wired to each other.
+const LINES: &str = "export CONSOLES_LINES=ttyS1,ttyS2";
+
 /// In the order of the table.
-pub const SUITES: [Suite; 12] = [
+pub const SUITES: [Suite; 13] = [
     Suite { name: "check", seconds: 60, fast: true, ..SUITE },
     Suite { name: "terminals", binary: "terminals", seconds: 600, ..SUITE },
     Suite { name: "queues", binary: "queue", ..SUITE },
@@ -39,6 +42,7 @@ pub const SUITES: [Suite; 12] = [
     Suite { name: "memory", binary: "memory", ..SUITE },
     Suite { name: "sockets", binary: "sockets", ..SUITE },
     Suite { name: "vDSO", binary: "vdso", ..SUITE },
+    Suite { name: "consoles", binary: "consoles", before: LINES, ..SUITE },
     Suite { name: "calls missing", binary: "lacks", ..SUITE },
     // The last, for it leaves them so.
     Suite { name: "strict settings", binary: "roundtrip", before: STRICT, ..SUITE },

@@ -105,7 +105,7 @@ impl Pty {
         // What the test runner left open is not the session's: a dump would refuse a pipe of the runner's.
         let close = "for fd in /proc/self/fd/*; do n=${fd##*/}; (( n > 2 )) && eval \"exec $n>&-\"; done; exec \"$@\"";
         let mut command = Command::new("bash");
-        command.args(["-c", close, "bash", "setsid", "--ctty", "env"]);
+        command.args(["-c", close, "bash", "setsid", "--ctty", "env", "--default-signal"]);
         // By env(1), since a bash that runs a command drops PS1.
         let ours = [("TERM", "xterm"), ("PS1", "$ "), ("LC_ALL", "C.UTF-8"), ("HISTFILE", ""), ("HOME", "/")];
         command.args(ours.iter().chain(env).map(|(name, value)| format!("{name}={value}"))).args(argv);
