@@ -76,7 +76,7 @@ fn a_shell_that_reads() {
 fn a_shell_in_a_busy_loop() {
     with_timeout(LIMIT, || {
         let pty = Pty::bash();
-        pty.type_keys("trap 'echo at=$i=' INT; echo be''gun; while :; do ((i++)); done; echo left\r");
+        pty.type_keys("trap 'echo at=$i=' INT; i=0; echo be''gun; while :; do ((i++)); done; echo left\r");
         let count = |at: usize| {
             // The trap's lines are the victim's clock: each answers one ^C.
             pty.type_keys([3]);

@@ -174,6 +174,11 @@ impl Quiet {
         let quiet = |pid: i32| {
             let mut task = snapshot(pid);
             task.stat.state = 'S';
+            // Threads that come and go are not compared.
+            for _ in 0..3 {
+                let still = snapshot(pid).threads;
+                task.threads.retain(|tid, _| still.contains_key(tid));
+            }
             // What the terminal showed is appended to a file, whose position moves on.
             for (_, info) in task.fds.values_mut() {
                 *info = info.lines().filter(|line| !line.starts_with("pos:")).collect();

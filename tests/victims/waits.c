@@ -604,20 +604,20 @@ static void do_msgrcv(void)
 static void take_letter(void)
 {
 	struct { long type; char text[8]; } got;
-	while (msgrcv(queue, &got, 8, 0, IPC_NOWAIT) > 0)
-		;
+	if (msgrcv(queue, &got, 8, 0, 0) != 8)
+		wrong(errno);
 }
 
 static void prepare_full_queue(void)
 {
 	keep(msgget(IPC_PRIVATE, 0600));
+	while (!msgsnd(queue, &letter, 8, IPC_NOWAIT))
+		;
 	helped_by(take_letter);
 }
 
 static void do_msgsnd(void)
 {
-	while (!msgsnd(queue, &letter, 8, IPC_NOWAIT))
-		;
 	errno = 0;
 	judge(msgsnd(queue, &letter, 8, 0) == 0);
 }
