@@ -9,8 +9,6 @@ use std::time::Duration;
 
 /// Release, and how many of its newest series.
 const RELEASES: [(&str, usize); 4] = [("bullseye", 1), ("bookworm", 1), ("trixie", 1), ("trixie-backports", 2)];
-/// Where this machine's own apt knows no Debian.
-const MIRROR: &str = "http://deb.debian.org/debian/";
 /// Lists that are younger are not fetched again.
 const FRESH: Duration = Duration::from_secs(24 * 3600);
 /// What a dump asks of the kernel that it may have as modules, each behind those that it needs.
@@ -91,7 +89,7 @@ impl Apt {
             return Ok(apt);
         }
         let signed = "[arch=amd64 signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]";
-        fs::write(dir.join("sources.list"), format!("deb {signed} {} {release} main\n", mirror())).unwrap();
+        fs::write(dir.join("sources.list"), format!("deb {signed} {} {release} main\n", mirror()?)).unwrap();
         match apt.run("apt-get", &["update", "--error-on=any"]) {
             Ok(_) => fs::write(&stamp, "").unwrap(),
             Err(error) if stamp.exists() => println!("the lists of {release} are old: {error}"),
@@ -169,12 +167,13 @@ impl Apt {
     }
 }
 
-/// The mirror that this machine's apt uses for Debian.
-fn mirror() -> String {
+/// The mirror that this machine's apt uses for Debian; an error where it has none.
+fn mirror() -> Result<String, String> {
     let targets = ["indextargets", "--format", "$(REPO_URI)", "Label: Debian"];
     let output = Command::new("apt-get").args(targets).output();
     let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
-    text.lines().next().unwrap_or(MIRROR).to_owned()
+    let missing = "this machine's apt knows no Debian mirror: add one to its sources and run apt-get update";
+    text.lines().next().map(str::to_owned).ok_or_else(|| missing.to_owned())
 }
 
 fn run(command: &mut Command) -> Result<(), String> {
