@@ -169,11 +169,12 @@ impl Apt {
 
 /// The mirror that this machine's apt uses for Debian; an error where it has none.
 fn mirror() -> Result<String, String> {
-    let targets = ["indextargets", "--format", "$(REPO_URI)", "Label: Debian"];
-    let output = Command::new("apt-get").args(targets).output();
+    // The label is not known before the first update; the path is.
+    let output = Command::new("apt-get").args(["indextargets", "--format", "$(REPO_URI)"]).output();
     let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
     let missing = "this machine's apt knows no Debian mirror: add one to its sources and run apt-get update";
-    text.lines().next().map(str::to_owned).ok_or_else(|| missing.to_owned())
+    let mirror = text.lines().find(|uri| uri.trim_end_matches('/').ends_with("/debian"));
+    mirror.map(str::to_owned).ok_or_else(|| missing.to_owned())
 }
 
 fn run(command: &mut Command) -> Result<(), String> {
