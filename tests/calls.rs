@@ -7,8 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use support::{
-    EndSession, PATIENCE, TaskSnapshot, Victim, ptyagent, report, restore, serial, snapshot, subreaper, until,
-    with_timeout,
+    EndSession, PATIENCE, Victim, ptyagent, quiet_snapshot, report, restore, serial, subreaper, until, with_timeout,
 };
 
 const LIMIT: Duration = Duration::from_secs(100);
@@ -34,13 +33,6 @@ enum Call {
     Waits,
     /// By itself.
     Goes,
-}
-
-/// What there is to compare: everything but whether the process happened to run.
-fn quiet_snapshot(pid: i32) -> TaskSnapshot {
-    let mut snapshot = snapshot(pid);
-    snapshot.stat.state = 'S';
-    snapshot
 }
 
 fn command(victim: &Victim, args: &[&str]) -> (Option<i32>, String) {

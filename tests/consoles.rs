@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use ptyagent::sys::tty;
+use ptyagent::sys::tty::{self, Termios2};
 use support::{
     EndSession, PATIENCE, RDWR, Stage, TempDir, dump, dump_running, ptyagent, report, require_from, restore, room,
     serial, skip, subreaper, until, with_timeout,
@@ -47,6 +47,14 @@ fn lines() -> Option<(String, String)> {
         skip("this machine has no two serial lines that are wired to each other");
     }
     pair.map(|(one, other)| (format!("/dev/{one}"), format!("/dev/{other}")))
+}
+
+/// Lets a line pass everything on as it is; yields its settings.
+fn make_raw(line: &File) -> Termios2 {
+    let mut raw = tty::get_termios(line.as_fd()).unwrap();
+    (raw.c_iflag, raw.c_oflag, raw.c_lflag) = (0, 0, 0);
+    tty::set_termios(line.as_fd(), &raw).unwrap();
+    raw
 }
 
 /// What only such a terminal is asked.
@@ -132,9 +140,7 @@ fn a_serial_line_keeps_its_settings_and_modem_lines() {
         let _serial = serial();
         let Some((path, other)) = lines() else { return };
         let mut other = open(&other);
-        let mut raw = tty::get_termios(other.as_fd()).unwrap();
-        (raw.c_iflag, raw.c_oflag, raw.c_lflag) = (0, 0, 0);
-        tty::set_termios(other.as_fd(), &raw).unwrap();
+        let raw = make_raw(&other);
         let keep = open(&path);
         let reset = |line: &File| {
             tty::set_termios(line.as_fd(), &raw).unwrap();
@@ -238,9 +244,7 @@ fn a_shell_on_a_serial_line_goes_on() {
         let _serial = serial();
         let Some((path, other)) = lines() else { return };
         let mut other = open(&other);
-        let mut raw = tty::get_termios(other.as_fd()).unwrap();
-        (raw.c_iflag, raw.c_oflag, raw.c_lflag) = (0, 0, 0);
-        tty::set_termios(other.as_fd(), &raw).unwrap();
+        make_raw(&other);
         // A serial line keeps its settings from one session to the next.
         let first = open(&path);
         let mut sane = tty::get_termios(first.as_fd()).unwrap();

@@ -9,7 +9,7 @@ use ptyagent::dump::{self, After, Request};
 use ptyagent::error::Error;
 use ptyagent::ids::Pid;
 use ptyagent::image::Overwrite;
-use support::{PATIENCE, Pty, Reading, Size, TaskSnapshot, TempDir, Victim, snapshot, until, with_timeout};
+use support::{PATIENCE, Pty, Reading, Size, TaskSnapshot, TempDir, Victim, quiet_snapshot, until, with_timeout};
 
 const LIMIT: Duration = Duration::from_secs(120);
 const INSPECTIONS: usize = 200;
@@ -23,13 +23,6 @@ enum Dump {
     Succeeds,
     /// The call goes through syscall(3): when the kernel has restarted it once, no instruction says which call it was.
     Either,
-}
-
-/// What there is to compare: everything but whether the process happened to run.
-fn quiet_snapshot(pid: i32) -> TaskSnapshot {
-    let mut snapshot = snapshot(pid);
-    snapshot.stat.state = 'S';
-    snapshot
 }
 
 /// Waits until the victim has gone into its call again after the last release, or has come out of it with a result.

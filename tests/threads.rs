@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use ptyagent::image::{Images, pb};
 use support::{
-    EndSession, PATIENCE, TempDir, Victim, dump_running, ptyagent, report, restore, serial, snapshot, subreaper, until,
-    with_timeout,
+    EndSession, PATIENCE, TempDir, Victim, dump_running, ptyagent, quiet_snapshot, report, restore, serial, snapshot,
+    subreaper, until, with_timeout,
 };
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -90,8 +90,7 @@ fn busy_threads_are_not_harmed() {
         victim.wait_for_rounds(victim.counters().rounds + 3);
         // One thread makes others, which come and go.
         let quiet = || {
-            let mut task = snapshot(victim.pid());
-            task.stat.state = 'S';
+            let mut task = quiet_snapshot(victim.pid());
             task.threads.retain(|tid, _| first.contains_key(tid));
             task
         };

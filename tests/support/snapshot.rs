@@ -80,6 +80,13 @@ pub fn snapshot(pid: i32) -> TaskSnapshot {
     TaskSnapshot { maps: read("maps"), stat: stat(pid).unwrap(), fds: fds.collect(), threads: threads.collect() }
 }
 
+/// A snapshot without the chance of whether the process ran.
+pub fn quiet_snapshot(pid: i32) -> TaskSnapshot {
+    let mut task = snapshot(pid);
+    task.stat.state = 'S';
+    task
+}
+
 impl TaskSnapshot {
     /// The lines that one of the two has and the other has not, each with its sign; empty where they are equal.
     pub fn difference(&self, after: &TaskSnapshot) -> String {
@@ -172,8 +179,7 @@ pub struct Quiet(BTreeMap<i32, TaskSnapshot>);
 impl Quiet {
     pub fn of(pids: &[i32]) -> Quiet {
         let quiet = |pid: i32| {
-            let mut task = snapshot(pid);
-            task.stat.state = 'S';
+            let mut task = quiet_snapshot(pid);
             // Threads that come and go are not compared.
             for _ in 0..3 {
                 let still = snapshot(pid).threads;
