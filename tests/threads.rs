@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use ptyagent::image::{Images, pb};
 use support::{
-    EndSession, PATIENCE, TempDir, Victim, dump_running, ptyagent, quiet_snapshot, report, restore, serial, snapshot,
-    subreaper, until, with_timeout,
+    EndSession, PATIENCE, TempDir, Victim, dump_running, ptyagent, quiet_snapshot, report, restore, serial, subreaper,
+    until, with_timeout,
 };
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -86,15 +86,7 @@ fn busy_threads_are_not_harmed() {
     with_timeout(LIMIT, || {
         let victim = Victim::run("threads", "busy");
         victim.wait_for_rounds(3);
-        let first = snapshot(victim.pid()).threads;
-        victim.wait_for_rounds(victim.counters().rounds + 3);
-        // One thread makes others, which come and go.
-        let quiet = || {
-            let mut task = quiet_snapshot(victim.pid());
-            task.threads.retain(|tid, _| first.contains_key(tid));
-            task
-        };
-        let before = quiet();
+        let before = quiet_snapshot(victim.pid());
         let place = TempDir::new();
         for turn in 0..60 {
             if turn % 10 == 0 {
@@ -107,7 +99,7 @@ fn busy_threads_are_not_harmed() {
         }
         victim.wait_for_rounds(victim.counters().rounds + 3);
         victim.counters().assert_unharmed();
-        let difference = || before.difference(&quiet());
+        let difference = || before.difference(&quiet_snapshot(victim.pid()));
         until("state as before", PATIENCE, || difference().is_empty().then_some(()), difference);
     });
 }

@@ -68,7 +68,10 @@ pub fn snapshot(pid: i32) -> TaskSnapshot {
         Some((fd, (link.to_string_lossy().into_owned(), info)))
     });
     let threads = numbers("task").into_iter().filter_map(|tid| {
-        // A thread may have ended since.
+        // A thread may have ended since, and those of this name come and go.
+        if fs::read_to_string(format!("/proc/{pid}/task/{tid}/comm")).ok()? == "brief\n" {
+            return None;
+        }
         let status = fs::read_to_string(format!("/proc/{pid}/task/{tid}/status")).ok()?;
         let wanted = |line: &&str| {
             // SigQ counts the signals of all of the user's processes.
@@ -180,11 +183,6 @@ impl Quiet {
     pub fn of(pids: &[i32]) -> Quiet {
         let quiet = |pid: i32| {
             let mut task = quiet_snapshot(pid);
-            // Threads that come and go are not compared.
-            for _ in 0..3 {
-                let still = snapshot(pid).threads;
-                task.threads.retain(|tid, _| still.contains_key(tid));
-            }
             // What the terminal showed is appended to a file, whose position moves on.
             for (_, info) in task.fds.values_mut() {
                 *info = info.lines().filter(|line| !line.starts_with("pos:")).collect();
