@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 
-use crate::error::{Errno, Error, Result};
+use crate::error::{Errno, Error, Result, Subject};
 use crate::ids::{Pid, Tid};
 use crate::image::Images;
 use crate::inject::batch::{Arg, Ask, Batch};
@@ -23,6 +23,8 @@ use crate::wire;
 pub const OPTIONS: i32 = ptrace::OPTIONS | ptrace::OPTION_TRACECLONE | ptrace::OPTION_EXITKILL;
 const CLONE_PARENT: u64 = libc::CLONE_PARENT as u64;
 const CLONE_ARGS_SIZE: usize = 88;
+/// Calls of one batch, at most: they have to fit the region.
+pub const CALLS: usize = 2000;
 
 /// An empty task with the parasite in it.
 #[derive(Debug)]
@@ -32,6 +34,30 @@ pub struct Stub {
     pub tracee: Infected,
     /// Its other threads, ready to go on.
     pub threads: Vec<Stopped>,
+}
+
+impl Stub {
+    /// Runs calls that must all succeed.
+    pub fn run(&mut self, batch: Batch, operation: &'static str) -> Result<()> {
+        self.tracee.ask(batch)?.all_done(operation, Subject::Pid(self.pid))
+    }
+
+    /// Runs a list of additions to batches in as many batches as they need.
+    pub fn run_all<T>(
+        &mut self,
+        items: impl IntoIterator<Item = T>,
+        operation: &'static str,
+        mut add: impl FnMut(&mut Batch, T),
+    ) -> Result<()> {
+        let mut batch = Batch::new();
+        for item in items {
+            add(&mut batch, item);
+            if batch.len() >= CALLS {
+                self.run(std::mem::take(&mut batch), operation)?;
+            }
+        }
+        if batch.is_empty() { Ok(()) } else { self.run(batch, operation) }
+    }
 }
 
 /// All tasks that the restore has made and not yet let go. Dropping it kills them.
@@ -67,10 +93,7 @@ impl Stubs {
             }
         };
         let pidfd = pidfd_open(number).map_err(|errno| Error::of_pid("pinning", number, errno))?;
-        self.made.push((
-            number,
-            pidfd.try_clone().map_err(|error| Error::io("copying", crate::error::Subject::None, &error))?,
-        ));
+        self.made.push((number, pidfd.try_clone().map_err(|error| Error::io("copying", Subject::None, &error))?));
         let tracee = infect(number, &pidfd, stopped, images.mm.get(&pid))?;
         self.stubs.insert(pid, Stub { pid: number, pidfd, tracee, threads: Vec::new() });
         if birth == Birth::Root {

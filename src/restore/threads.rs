@@ -11,7 +11,8 @@ use crate::task::cpu::Processor;
 use crate::task::{deadline, modes, thread};
 use crate::trace::Stopped;
 
-use super::build::{self, Inherited};
+use super::build;
+use super::inherited::Inherited;
 use super::stubs::{Stub, cannot_create, clone_args};
 
 /// What threads of one process share. clone(2), CLONE_THREAD.
