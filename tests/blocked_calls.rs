@@ -6,6 +6,7 @@ mod support;
 
 use std::time::Duration;
 
+use ptyagent::sys::tty;
 use support::{Arg, Stage, dump, dump_running, parse, restore, room, serial, with_timeout};
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -66,6 +67,67 @@ fn a_write_that_found_no_room_goes_on() {
         while take(stage, &mut seen) > 0 {}
         assert!(seen == text, "{} bytes came, the first difference is at {:?}", seen.len(), difference(&seen, &text));
     });
+}
+
+/// How the output is stopped.
+#[derive(Clone, Copy, Debug)]
+enum Stop {
+    Character,
+    Call,
+}
+
+/// A write of 50,000 bytes that waits while the output is stopped; the queue is full or empty by then. Nothing of it comes early, and all
+/// of it in order when the output goes on.
+fn a_stopped_write_goes_on(stage: &mut Stage, stop: Stop, before: usize) {
+    let text: Vec<u8> = (0..50_000u32).map(|n| b'a' + (n % 23) as u8).collect();
+    let halt = |stage: &mut Stage| match stop {
+        Stop::Character => drop(stage.type_in("root", M, b"\x13")),
+        Stop::Call => stage.ioctl("root", S, tty::TCXONC, tty::TCOOFF),
+    };
+    let may_write = |stage: &mut Stage| stage.events("root", S, libc::POLLIN | libc::POLLOUT) & libc::POLLOUT != 0;
+    stage.pair("root", M, S);
+    stage.fork("root", "writer");
+    if before == 0 {
+        halt(stage);
+        while may_write(stage) {}
+    }
+    stage.block("writer", libc::SYS_write, &[S.into(), text.as_slice().into(), 50_000.into()]);
+    let mut seen = Vec::new();
+    if before > 0 {
+        while may_write(stage) || stage.events("root", M, libc::POLLIN) == 0 {}
+        halt(stage);
+        // Asking makes the kernel process what was typed.
+        stage.events("root", S, libc::POLLIN);
+    }
+    disturb(stage, "writer", |stage| {
+        assert!(!may_write(stage), "{stop:?}: the output runs");
+        take(stage, &mut seen);
+    });
+    while take(stage, &mut seen) > 0 {}
+    assert!(seen.len() >= before && seen.len() < 25_000 && (before > 0 || seen.is_empty()), "{stop:?}: {}", seen.len());
+    assert!(!stage.has_answer("writer"));
+    match stop {
+        Stop::Character => drop(stage.type_in("root", M, b"\x11")),
+        Stop::Call => stage.ioctl("root", S, tty::TCXONC, tty::TCOON),
+    }
+    while !stage.has_answer("writer") {
+        take(stage, &mut seen);
+    }
+    assert_eq!(parse(&stage.hear("writer")).result, 50_000);
+    while take(stage, &mut seen) > 0 {}
+    assert!(seen == text, "{stop:?}: {} bytes, first difference at {:?}", seen.len(), difference(&seen, &text));
+}
+
+#[test]
+fn a_write_behind_a_stop_and_a_full_queue_goes_on() {
+    on_stage(|stage| a_stopped_write_goes_on(stage, Stop::Character, 4096));
+    on_stage(|stage| a_stopped_write_goes_on(stage, Stop::Call, 4096));
+}
+
+#[test]
+fn a_write_behind_a_stop_goes_on() {
+    on_stage(|stage| a_stopped_write_goes_on(stage, Stop::Character, 0));
+    on_stage(|stage| a_stopped_write_goes_on(stage, Stop::Call, 0));
 }
 
 fn difference(one: &[u8], other: &[u8]) -> Option<usize> {

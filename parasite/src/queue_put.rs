@@ -184,7 +184,8 @@ fn put_flow(hold: &Hold, work: &mut Work) -> Io<()> {
             io::set_settings(work.slave, &settings)?;
             type_bytes(work, &[settings.cc[VSTOP]])?;
             flush_typed(work)?;
-            await_worker(|| !io::ready(work.slave, POLLOUT), work);
+            // With nothing to read this makes the kernel process what was typed; a full output queue would not tell.
+            io::poll(work.slave, POLLIN, 0);
             Ok(())
         }
         _ => Ok(()),

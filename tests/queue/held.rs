@@ -1,0 +1,115 @@
+//! What a drain and its reverse make of other holders, other modes and content that no drain has written.
+
+use std::os::fd::{AsFd, AsRawFd};
+use std::time::Instant;
+
+use ptyagent::parasite_side::queue as side;
+use ptyagent::sys::tty;
+use ptyagent::tty::queue::{Queues, empty_hold};
+
+use crate::pty::{ECHO, Pty, Way, differences, observe, reads};
+
+/// A master outside the tree: input only, by simulated typing.
+#[test]
+fn an_external_master() {
+    for input in [&b""[..], b"one\ntwo\x04part", b"\x16"] {
+        let (control, pty) = (Pty::new(), Pty::new());
+        for pty in [&control, &pty] {
+            pty.say(b"out");
+            pty.keys(input);
+        }
+        let mut hold = empty_hold();
+        hold.slave = pty.slave.as_raw_fd();
+        match side::can_put_back(&hold) {
+            0 => {
+                assert_eq!(side::drain(&mut hold), 0);
+                assert_eq!(hold.output_len, 0);
+                assert_eq!(side::put_back(&mut hold), 0);
+            }
+            error => {
+                println!("simulated input is not allowed here: only the refusal is tested");
+                assert_eq!((side::drain(&mut hold), hold.phase), (error, side::EMPTY));
+            }
+        }
+        assert_eq!(differences(&observe(&control, 100), &observe(&pty, 100)), "");
+        let mut hold = empty_hold();
+        (hold.slave, hold.no_sti) = (pty.slave.as_raw_fd(), 1);
+        assert_eq!((side::drain(&mut hold), hold.phase), (-i64::from(libc::EPERM), side::EMPTY));
+    }
+}
+
+/// A full buffer cannot be given back by simulated typing once more waits behind it: refused before anything is read.
+#[test]
+fn an_external_master_with_a_full_buffer() {
+    let (control, pty) = (Pty::new(), Pty::new());
+    for pty in [&control, &pty] {
+        pty.keys(&b"0123456789\n".repeat(900));
+    }
+    let mut hold = empty_hold();
+    hold.slave = pty.slave.as_raw_fd();
+    assert!(side::drain(&mut hold) < 0);
+    assert_eq!(hold.input_len, 0);
+    assert_eq!(differences(&observe(&control, 100), &observe(&pty, 100)), "");
+}
+
+#[test]
+fn an_exclusive_terminal() {
+    let pty = Pty::new();
+    pty.keys(b"line\n");
+    tty::set_exclusive(pty.slave.as_fd()).unwrap();
+    let queues = Queues::from_hold(&pty.drain()).unwrap();
+    assert_eq!(pty.put(&queues, Way::Any), 0);
+    assert!(tty::get_exclusive(pty.slave.as_fd()).unwrap());
+    assert_eq!(reads(pty.slave.as_fd(), 100), [b"line\n"]);
+}
+
+#[test]
+fn hostile_content_is_refused() {
+    let bad: [fn(&mut side::Hold); 8] = [
+        |h| h.line_count = u32::MAX,
+        |h| h.input_len = u32::MAX,
+        |h| h.ring_len = 5,
+        |h| h.output_len = side::OUTPUT_SIZE as u32 + 1,
+        |h| h.echo_len = u32::MAX,
+        |h| h.flow = 9,
+        |h| h.status = 256,
+        |h| (h.line_count, h.lines[0], h.ring_len, h.input_len) = (1, 7 << 13 | 1, 1, 1),
+    ];
+    for change in bad {
+        let mut hold = empty_hold();
+        change(&mut hold);
+        assert!(Queues::from_hold(&hold).is_err());
+        // In a tracee nothing but an error may come of it.
+        hold.phase = side::HELD;
+        let pty = Pty::new();
+        (hold.slave, hold.master) = (pty.slave.as_raw_fd(), pty.master.as_raw_fd());
+        hold.settings = tty::get_termios(pty.slave.as_fd()).unwrap().into();
+        side::put_back(&mut hold);
+    }
+    let queues = Queues { partial: vec![b'x'; 5000], ..Queues::default() };
+    assert!(queues.to_hold(0, 0).is_err());
+    let queues = Queues { output: vec![b'x'; 30000], ..Queues::default() };
+    assert!(queues.to_hold(0, 0).is_err());
+}
+
+#[test]
+fn an_idle_terminal_is_fast() {
+    for raw in [true, false] {
+        let pty = Pty::new();
+        if raw {
+            pty.change(|t| t.c_lflag &= !(libc::ICANON | ECHO));
+        }
+        let mut best = (u128::MAX, u128::MAX);
+        for _ in 0..50 {
+            let mut hold = empty_hold();
+            (hold.slave, hold.master) = (pty.slave.as_raw_fd(), pty.master.as_raw_fd());
+            let start = Instant::now();
+            assert_eq!(side::drain(&mut hold), 0);
+            let drained = start.elapsed().as_nanos();
+            assert_eq!(side::put_back(&mut hold), 0);
+            best = (best.0.min(drained), best.1.min(start.elapsed().as_nanos() - drained));
+        }
+        println!("raw {raw}: drain {} ns, put back {} ns", best.0, best.1);
+        assert!(best.0 < 10_000_000);
+    }
+}
