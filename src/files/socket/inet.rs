@@ -3,10 +3,13 @@
 //! A TCP connection has its other end in another machine's memory: it is refused, or comes back reset where the user lets go of it, so that the
 //! program finds what a broken network leaves. A connected UDP socket only remembers an address, and is carried.
 //!
-//! Refused: unread datagrams (their senders cannot be made again), membership in multicast groups.
+//! Refused: unread datagrams (their senders cannot be made again), one that is not sent yet, errors that nobody has been told, membership in
+//! multicast groups. Nothing tells that a UDP socket is shut down for sending alone.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use nix::poll::PollFlags;
 
 use crate::error::{Context, Error, Result, Subject};
 use crate::image::{Images, pb};
@@ -41,35 +44,38 @@ pub fn record(sockets: &Sockets, images: &mut Images, found: &Description<'_>) -
         (false, Some(_)) => ESTABLISHED,
         (false, None) => CLOSE,
     };
+    let events = super::events(copy).during("asking a socket for its events", subject())?;
+    // In this state, only a connection that was there has an end or an error.
+    let connection = state != CLOSE || events.intersects(PollFlags::POLLIN | PollFlags::POLLERR);
     let mut closed = false;
     if tcp && state == LISTEN {
         if field(WAITING) > 0 {
             let text = format!("a TCP socket in which {} connections wait to be accepted", field(WAITING));
             sockets.lose(images, found, sockets.connections.tcp, &text, TCP_CLOSE)?;
         }
-    } else if tcp && state != CLOSE {
-        let to = peer.as_deref().and_then(text).map_or_else(String::new, |to| format!(" with {to}"));
+    } else if tcp && connection {
+        let to = peer.as_deref().and_then(text).map_or_else(|| " that has ended".into(), |to| format!(" with {to}"));
         let text = format!("a TCP connection{to}");
         sockets.lose(images, found, sockets.connections.tcp, &text, TCP_CLOSE)?;
         closed = true;
         peer = None;
     } else if !tcp && sockets.dumps() {
-        refuse_datagrams(found)?;
+        refuse_busy(found, events)?;
         refuse_groups(found, v6)?;
     }
-    let opts = options::entry(copy).map_err(|kind| found.refuse(kind, "end that program, then dump again"))?;
     let table = match (tcp, v6) {
         (true, false) => Family::Tcp4,
         (true, true) => Family::Tcp6,
         (false, false) => Family::Udp4,
         (false, true) => Family::Udp6,
     };
+    let (opts, options) = options::record(sockets, found, table)?;
     images.own.get_or_insert_default().sockets.push(pb::PtyagentSocket {
         id: Some(found.id.0),
         name: (!closed).then(|| name.clone()),
         peer_name: peer.clone(),
         peer_closed: closed.then_some(true),
-        options: options::read(copy, table),
+        options,
         unread: crate::sys::tty::unread(copy).ok().filter(|bytes| *bytes > 0).map(|bytes| bytes as u32),
         ..Default::default()
     });
@@ -88,19 +94,38 @@ pub fn record(sockets: &Sockets, images: &mut Images, found: &Description<'_>) -
         dst_addr: peer.as_deref().map_or_else(Vec::new, words),
         fown: found.fown,
         opts,
+        shutdown: if tcp { None } else { shut_down(copy, events) },
         v6only: v6.then(|| socket::number(copy, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY) == Ok(1)),
         ..Default::default()
     };
     Ok(pb::FileEntry { r#type: pb::FdTypes::Inetsk as i32, id: found.id.0, isk: Some(entry), ..Default::default() })
 }
 
-/// The memory that unread datagrams take, which an empty one takes too: SK_MEMINFO_RMEM_ALLOC.
-fn refuse_datagrams(found: &Description<'_>) -> Result<()> {
-    let memory = socket::option(found.copy, libc::SOL_SOCKET, SO_MEMINFO, 36).unwrap_or_default();
-    if memory.iter().take(4).all(|byte| *byte == 0) {
-        return Ok(());
+/// Refuses what nobody has read or sent yet.
+fn refuse_busy(found: &Description<'_>, events: PollFlags) -> Result<()> {
+    let refuse = |kind: &str, remedy: &str| Err(found.refuse(kind, &format!("{remedy}, then dump again")));
+    if has_unread(found.copy) {
+        return refuse("a UDP socket with unread datagrams", "let the program read them");
     }
-    Err(found.refuse("a UDP socket with unread datagrams", "let the program read them, then dump again"))
+    if events.contains(PollFlags::POLLERR) {
+        return refuse("a UDP socket with an error that nobody has been told", "let the program read it");
+    }
+    if crate::sys::tty::unsent(found.copy).is_ok_and(|unsent| unsent > 0) {
+        return refuse("a UDP socket with a datagram that is not sent yet (UDP_CORK, MSG_MORE)", "let it be sent");
+    }
+    Ok(())
+}
+
+/// The memory that unread datagrams take, which an empty one takes too: SK_MEMINFO_RMEM_ALLOC.
+fn has_unread(copy: BorrowedFd<'_>) -> bool {
+    let memory = socket::option(copy, libc::SOL_SOCKET, SO_MEMINFO, 36).unwrap_or_default();
+    memory.iter().take(4).any(|byte| *byte != 0)
+}
+
+/// How far a UDP socket is shut down, as far as can be seen: RCV_SHUTDOWN 1, with SEND_SHUTDOWN 3.
+fn shut_down(copy: BorrowedFd<'_>, events: PollFlags) -> Option<i32> {
+    let receive = events.contains(PollFlags::POLLIN) && !has_unread(copy);
+    receive.then(|| if events.contains(PollFlags::POLLHUP) { 3 } else { 1 })
 }
 
 /// getsockopt(2) tells of a group whether the socket is in it, so every group that this machine is in is asked for.
@@ -199,7 +224,9 @@ pub fn open(entry: &pb::InetSkEntry, own: &pb::PtyagentSocket) -> Result<OwnedFd
     let (family, kind, protocol) = (entry.family as i32, entry.r#type as i32, entry.proto as i32);
     let made = socket::socket(family, kind, protocol).during("making a socket", Subject::None)?;
     options::restore(made.as_fd(), own, &entry.opts)?;
-    if let Some(name) = own.name.clone().filter(|_| entry.src_port != 0) {
+    // IP_BIND_ADDRESS_NO_PORT: an address alone.
+    let bound = entry.src_port != 0 || entry.src_addr.iter().any(|word| *word != 0);
+    if let Some(name) = own.name.clone().filter(|_| bound) {
         let name = bindable(name, entry, own);
         socket::bind(made.as_fd(), &name).map_err(|errno| {
             let name = text(&name).unwrap_or_default();

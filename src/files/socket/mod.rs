@@ -14,8 +14,11 @@ pub mod options;
 pub mod unix;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::BorrowedFd;
 
-use crate::error::{Error, Result};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::error::{Errno, Error, Result};
 use crate::files::dump::{Description, Table};
 use crate::files::kind::FileKind;
 use crate::files::ofd::{OfdId, OfdTable};
@@ -134,6 +137,13 @@ pub fn type_of(protocol: Option<&str>) -> pb::FdTypes {
         protocol if is_unix(protocol) => pb::FdTypes::Unixsk,
         _ => pb::FdTypes::Inetsk,
     }
+}
+
+/// What poll(2) tells of a socket at once.
+fn events(copy: BorrowedFd<'_>) -> std::result::Result<PollFlags, Errno> {
+    let mut slots = [PollFd::new(copy, PollFlags::POLLIN)];
+    poll(&mut slots, PollTimeout::ZERO)?;
+    Ok(slots[0].revents().unwrap_or(PollFlags::empty()))
 }
 
 /// The inode of a socket, which the kernel keeps in 32 bits.

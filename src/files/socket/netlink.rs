@@ -2,6 +2,8 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
+use nix::poll::PollFlags;
+
 use crate::error::{Context, Error, Result, Subject};
 use crate::image::{Images, pb};
 use crate::sys::socket;
@@ -14,8 +16,9 @@ use crate::files::dump::Description;
 /// The entry of a socket; our own record of it goes into the images.
 pub fn record(sockets: &Sockets, images: &mut Images, found: &Description<'_>) -> Result<pb::FileEntry> {
     let copy = found.copy;
-    if sockets.dumps() && is_busy(inode(found)) {
-        let kind = "a netlink socket with unread messages or a request in its middle";
+    let failed = super::events(copy).is_ok_and(|events| events.contains(PollFlags::POLLERR));
+    if sockets.dumps() && (failed || is_busy(inode(found))) {
+        let kind = "a netlink socket with unread messages, an unread error or a request in its middle";
         return Err(found.refuse(kind, "let the program read them, then dump again"));
     }
     let subject = || Subject::Fd(found.table.pid, found.descriptor.fd.0);
@@ -23,7 +26,7 @@ pub fn record(sockets: &Sockets, images: &mut Images, found: &Description<'_>) -
     let peer = socket::peer_name(copy).ok();
     let groups = socket::option(copy, libc::SOL_NETLINK, libc::NETLINK_LIST_MEMBERSHIPS, 512).unwrap_or_default();
     let protocol = socket::number(copy, libc::SOL_SOCKET, libc::SO_PROTOCOL).unwrap_or(0) as u32;
-    let opts = options::entry(copy).map_err(|kind| found.refuse(kind, "end that program, then dump again"))?;
+    let (opts, options) = options::record(sockets, found, Family::Netlink)?;
     let entry = pb::NetlinkSkEntry {
         id: found.id.0,
         ino: inode(found),
@@ -42,7 +45,7 @@ pub fn record(sockets: &Sockets, images: &mut Images, found: &Description<'_>) -
         id: Some(found.id.0),
         name: Some(name),
         peer_name: peer,
-        options: options::read(copy, Family::Netlink),
+        options,
         ..Default::default()
     });
     Ok(pb::FileEntry { r#type: pb::FdTypes::Netlinksk as i32, id: found.id.0, nlsk: Some(entry), ..Default::default() })

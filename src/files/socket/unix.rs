@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::PollFlags;
 
 use crate::error::{Context, Error, Result, Subject};
 use crate::ids::Pid;
@@ -53,14 +53,14 @@ pub fn record(sockets: &Sockets, images: &mut Images, found: &Description<'_>) -
     let copy = found.copy;
     let peer = peer(sockets, images, found, unix)?;
     let name = socket::name(copy).during("asking for a socket's name", subject(found))?;
-    let opts = options::entry(copy).map_err(|kind| found.refuse(kind, "end that program, then dump again"))?;
+    let (opts, options) = options::record(sockets, found, Family::Unix)?;
     let mut own = pb::PtyagentSocket {
         id: Some(found.id.0),
         peercred: peer_credentials(copy),
         peer_closed: matches!(peer, Peer::Closed).then_some(true),
         peer_name: socket::peer_name(copy).ok().filter(|_| matches!(peer, Peer::Closed)),
         reset: failed(copy).then_some(true),
-        options: options::read(copy, Family::Unix),
+        options,
         waiting: waiting(sockets, images, found, unix)?,
         unread: crate::sys::tty::unread(copy).ok().filter(|bytes| *bytes > 0).map(|bytes| bytes as u32),
         ..Default::default()
@@ -180,9 +180,7 @@ pub fn peer_credentials(copy: BorrowedFd<'_>) -> Option<pb::PtyagentCredentials>
 
 /// Whether an error waits to be told, which asking for it (SO_ERROR) would take.
 fn failed(copy: BorrowedFd<'_>) -> bool {
-    let mut slots = [PollFd::new(copy, PollFlags::empty())];
-    let polled = poll(&mut slots, PollTimeout::ZERO);
-    polled.is_ok() && slots[0].revents().is_some_and(|events| events.contains(PollFlags::POLLERR))
+    super::events(copy).is_ok_and(|events| events.contains(PollFlags::POLLERR))
 }
 
 /// The file that a socket is bound to: where it is now, whose, and whether it has a name at all any more.
