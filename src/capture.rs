@@ -34,7 +34,7 @@ use crate::task::survey::{
     IN_VFORK, Survey, SurveyMode, recheck, refuse_outsiders, refuse_threads, refuse_unsupported, survey,
 };
 use crate::task::thread::{self, ThreadFacts};
-use crate::task::{identity, seccomp, sharing, signals, timers};
+use crate::task::{cpu, identity, seccomp, sharing, signals, timers};
 use crate::trace::{StopReason, Stopped};
 use crate::tty::record::{self as tty_records, Terminals};
 use crate::wire;
@@ -277,7 +277,7 @@ fn infect_and_ask(
     }
     let entered = Infected::infect_all(arrivals)?;
     tracing::debug!("infected and asked");
-    let mut records = tty_records::Records::new();
+    let (mut records, layout) = (tty_records::Records::new(), cpu::layout());
     let mut processes = Vec::new();
     for (one, (tracee, answers)) in entering.into_iter().zip(entered) {
         let Entering { pid, pidfd, guests, descriptors, outside, signals, identity, policy, thread, timers, ttys } =
@@ -298,12 +298,12 @@ fn infect_and_ask(
             tty.answers(&answers, &mut records)?;
         }
         let state = recordable(&captured, captured.tracee.original(), &comm, mode)?;
-        record::record(images, ids, &outside, &state, inside)?;
+        record::record(images, ids, &outside, &state, inside, &layout)?;
         for (stopped, facts) in guests {
             let (stopped, state, told) = visit(&mut captured, stopped, &facts, &outside, &descriptors)?;
             captured.threads.push(stopped);
             let state = recordable(&captured, &state, &comm, mode)?;
-            record::record_thread(images, captured.pid, &facts, &state, &told)?;
+            record::record_thread(images, captured.pid, &facts, &state, &told, &layout)?;
         }
         processes.push(captured);
     }

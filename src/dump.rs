@@ -295,7 +295,12 @@ fn record_guards(images: &mut Images, pid: u32, map: &PageMap) {
 
 /// Fills in what the directory says about itself.
 fn stamp(images: &mut Images) {
-    images.inventory = pb::InventoryEntry { img_version: 2, fdinfo_per_id: Some(true), ..Default::default() };
+    images.inventory = pb::InventoryEntry {
+        img_version: 2,
+        fdinfo_per_id: Some(true),
+        root_ids: Some(crate::task::sharing::outside()),
+        ..Default::default()
+    };
     let uname = nix::sys::utsname::uname().ok();
     let text = |part: Option<&std::ffi::OsStr>| part.map(|part| part.to_string_lossy().into_owned());
     let own = images.own.get_or_insert_default();

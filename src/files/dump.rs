@@ -245,11 +245,11 @@ impl Recorder<'_> {
     /// The entry of a description, with what its kind adds to our own record: one line for each kind.
     fn entry_of(&mut self, description: &Description<'_>, own: &mut pb::PtyagentOfd) -> Result<pb::FileEntry> {
         if let Some(tty_info_id) = self.tty_ids.get(&description.id) {
-            return Ok(terminal(description, *tty_info_id));
+            return Ok(self.terminal(description, *tty_info_id));
         }
         match description.descriptor.kind {
             FileKind::Pipe { .. } => pipe::record(self.images, &mut self.pipes, description),
-            FileKind::Fifo => pipe::record_fifo(self.images, &mut self.pipes, description),
+            FileKind::Fifo => pipe::record_fifo(self, description),
             FileKind::Eventfd => eventfd::record(description, own),
             FileKind::Epoll => epoll::record(self, description, own),
             FileKind::Signalfd => signalfd::record(description),
@@ -280,14 +280,14 @@ impl Recorder<'_> {
         self.ids.removed.keep(self.images, id.0, &link, removed::name(&descriptor.link), holder)?;
         Ok(regular::record(description))
     }
-}
 
-/// A terminal, whose state is recorded elsewhere.
-fn terminal(description: &Description<'_>, tty_info_id: u32) -> pb::FileEntry {
-    // TIOCGPTPEER leaves O_CLOEXEC among the flags of the description, which /proc hides.
-    let all = nix::fcntl::fcntl(description.copy, nix::fcntl::FcntlArg::F_GETFL).unwrap_or(0) as u32;
-    let flags = description.flags | all & libc::O_CLOEXEC as u32;
-    let fown = description.fown;
-    let tty = pb::TtyFileEntry { id: description.id.0, tty_info_id, flags, fown, regf_id: None };
-    pb::FileEntry { tty: Some(tty), ..description.entry(pb::FdTypes::Tty) }
+    /// A terminal, whose state is recorded elsewhere.
+    fn terminal(&mut self, description: &Description<'_>, tty_info_id: u32) -> pb::FileEntry {
+        // TIOCGPTPEER leaves O_CLOEXEC among the flags of the description, which /proc hides.
+        let all = nix::fcntl::fcntl(description.copy, nix::fcntl::FcntlArg::F_GETFL).unwrap_or(0) as u32;
+        let flags = description.flags | all & libc::O_CLOEXEC as u32;
+        let regf_id = Some(self.ids.of_path(self.images, Path::new(&description.descriptor.link), description.flags));
+        let tty = pb::TtyFileEntry { id: description.id.0, tty_info_id, flags, fown: description.fown, regf_id };
+        pb::FileEntry { tty: Some(tty), ..description.entry(pb::FdTypes::Tty) }
+    }
 }

@@ -15,7 +15,7 @@ use std::path::Path;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use crate::error::{Context, Error, Result, Subject};
-use crate::files::dump::Description;
+use crate::files::dump::{Description, Recorder};
 use crate::files::regular::{self, NOT_AGAIN, open_path};
 use crate::image::{Images, PipeData, pb};
 use crate::sys::tty;
@@ -47,15 +47,17 @@ pub fn record(images: &mut Images, ids: &mut PipeIds, description: &Description<
 }
 
 /// An opened FIFO, with its path.
-pub fn record_fifo(images: &mut Images, ids: &mut PipeIds, description: &Description<'_>) -> Result<pb::FileEntry> {
-    let pipe_id = ids.of(description.descriptor.stat.inode);
+pub fn record_fifo(recorder: &mut Recorder<'_>, description: &Description<'_>) -> Result<pb::FileEntry> {
+    let Recorder { images, pipes, ids, .. } = recorder;
+    let pipe_id = pipes.of(description.descriptor.stat.inode);
     if description.reads() && !images.fifo_data.iter().any(|data| data.entry.pipe_id == pipe_id) {
         images.fifo_data.push(content(pipe_id, description.copy)?);
     }
     let path = description.descriptor.link.as_bytes();
-    let reg = regular::reg_entry(description.id.0, path, description.flags, 0, description.fown, None).reg;
-    let fifo = pb::FifoEntry { id: description.id.0, pipe_id, regf_id: None };
-    Ok(pb::FileEntry { fifo: Some(fifo), reg, ..description.entry(pb::FdTypes::Fifo) })
+    let regf_id = ids.fresh();
+    images.files.push(regular::reg_entry(regf_id, path, description.flags, 0, description.fown, None));
+    let fifo = pb::FifoEntry { id: description.id.0, pipe_id, regf_id: Some(regf_id) };
+    Ok(pb::FileEntry { fifo: Some(fifo), ..description.entry(pb::FdTypes::Fifo) })
 }
 
 /// What waits in a pipe, and its capacity in bytes, without taking anything out.
@@ -123,8 +125,8 @@ impl Pipes {
     }
 
     /// A description of a FIFO.
-    pub fn fifo_end(&mut self, images: &Images, file: &pb::FileEntry, fifo: &pb::FifoEntry) -> Result<OwnedFd> {
-        let reg = file.reg.as_ref().ok_or_else(|| Error::failed("a FIFO without a path"))?;
+    pub fn fifo_end(&mut self, images: &Images, fifo: &pb::FifoEntry) -> Result<OwnedFd> {
+        let reg = fifo.regf_id.and_then(|id| images.reg(id)).ok_or_else(|| Error::failed("a FIFO without a path"))?;
         let path = Path::new(OsStr::from_bytes(&reg.name));
         if let Entry::Vacant(vacant) = self.fifos.entry(fifo.pipe_id) {
             let both = open_path(path, libc::O_RDWR | libc::O_NONBLOCK)?;

@@ -66,7 +66,7 @@ impl Opened {
         let fd = if let Some(pipe) = &file.pipe {
             self.pipes.end(pipe)?
         } else if let Some(fifo) = &file.fifo {
-            self.pipes.fifo_end(images, file, fifo)?
+            self.pipes.fifo_end(images, fifo)?
         } else if let Some(eventfd) = &file.efd {
             eventfd::open(images, eventfd)?
         } else if let Some(epoll) = &file.epfd {

@@ -159,18 +159,30 @@ pub(super) fn by_restart_block(regs: &user_regs_struct, nr: i64) -> user_regs_st
     user_regs_struct { rax: ERESTART_RESTARTBLOCK as u64, orig_rax: nr as u64, ..*regs }
 }
 
+/// The registers with which any task makes the call again from its start, with its whole timeout: what CRIU's images have. None where the
+/// thread was in no call that goes on.
+pub fn from_the_start(regs: &user_regs_struct) -> Option<user_regs_struct> {
+    let goes_on = matches!(
+        regs.rax as i64,
+        ERESTARTSYS | ERESTARTNOINTR | ERESTARTNOHAND | ERESTART_RESTARTBLOCK if regs.orig_rax as i64 >= 0
+    );
+    goes_on.then(|| user_regs_struct { rax: regs.orig_rax, rip: regs.rip.wrapping_sub(SYSCALL_LEN), ..*regs })
+}
+
+/// The registers that the kernel itself goes on with, from those of [`from_the_start`] and what rax was at the stop.
+pub fn at_the_stop(regs: &user_regs_struct, rax: i64) -> user_regs_struct {
+    user_regs_struct { rax: rax as u64, rip: regs.rip.wrapping_add(SYSCALL_LEN), ..*regs }
+}
+
 /// What a recorded thread continues with in a new task, which has no restart block of its own.
 ///
 /// A call that the kernel would have gone on with by its restart block (nanosleep, poll, futex with a timeout) is made again from its
 /// start, with its whole timeout; see `call` for what gives the new task such a block. All other restarts are left to the kernel.
 pub fn in_a_new_task(regs: &user_regs_struct) -> user_regs_struct {
-    let mut regs = *regs;
-    if regs.orig_rax as i64 >= 0 && regs.rax as i64 == ERESTART_RESTARTBLOCK {
-        regs.rax = regs.orig_rax;
-        regs.rip = regs.rip.wrapping_sub(SYSCALL_LEN);
-        regs.orig_rax = u64::MAX;
+    match from_the_start(regs) {
+        Some(again) if regs.rax as i64 == ERESTART_RESTARTBLOCK => user_regs_struct { orig_rax: u64::MAX, ..again },
+        _ => *regs,
     }
-    regs
 }
 
 #[cfg(test)]
@@ -198,6 +210,17 @@ mod tests {
         }
         let regs = without_kernel_restart(&at(35, -516));
         assert_eq!((regs.rax, regs.rip), (219, 0x1000));
+    }
+
+    #[test]
+    fn a_call_from_its_start_can_be_taken_back() {
+        for rax in [-512, -513, -514, -516] {
+            let regs = at(7, rax);
+            let again = from_the_start(&regs).unwrap();
+            assert_eq!((again.rax, again.rip, again.orig_rax), (7, 0x1000, 7));
+            assert_eq!(at_the_stop(&again, rax), regs);
+        }
+        assert_eq!(from_the_start(&at(7, EINTR)).or(from_the_start(&at(-1, -512))), None);
     }
 
     #[test]

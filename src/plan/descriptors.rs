@@ -60,10 +60,19 @@ pub(super) fn open_steps(images: &Images, steps: &mut Vec<Step>) {
     let early = |file: &&pb::FileEntry| file.tty.as_ref().is_some_and(|tty| is_hung_up(tty.tty_info_id / 2));
     // A pidfd is opened in the task, when the process is there.
     // Sockets have steps of their own.
-    let elsewhere = |file: &&pb::FileEntry| is_dev_tty(images, file) || file.pidfd.is_some() || is_socket(file);
+    let names = names(images);
+    let elsewhere = |file: &&pb::FileEntry| {
+        is_dev_tty(images, file) || file.pidfd.is_some() || is_socket(file) || names.contains(&file.id)
+    };
     for file in images.files.iter().filter(|file| !elsewhere(file) && !early(file)) {
         steps.push(Step::OpenFile { id: file.id });
     }
+}
+
+/// Entries that only say by which path a FIFO or a terminal was opened.
+fn names(images: &Images) -> BTreeSet<u32> {
+    let fifos = images.files.iter().filter_map(|file| file.fifo.as_ref()?.regf_id);
+    fifos.chain(images.files.iter().filter_map(|file| file.tty.as_ref()?.regf_id)).collect()
 }
 
 /// Adds the steps that open the descriptions of one terminal.

@@ -181,11 +181,11 @@ pub fn last_state(
     let info = core.thread_info.as_ref().ok_or(Error::Gone(crate::ids::Pid(tid as i32)))?;
     let xstate = match images.own_thread(tid).and_then(|own| own.xstate.as_ref()) {
         Some(xstate) => here.lay_out(images, tid, xstate, xstate_len)?,
-        None => regs::from_fp_entry(&info.fpregs, xstate_len),
+        None => regs::from_fp_entry(&info.fpregs, &here.layout(), xstate_len)?,
     };
     let mask =
         core.thread_core.as_ref().and_then(|thread| thread.blk_sigset).or(core.tc.as_ref().map(|task| task.blk_sigset));
-    let regs = restart::in_a_new_task(&regs::from_entry(&info.gpregs));
+    let regs = restart::in_a_new_task(&thread::registers(info, images.own_thread(tid)));
     let rest = images.own_thread(tid).and_then(thread::rest);
     Ok(ThreadState { regs, rest, xstate, sigmask: mask.unwrap_or(0) })
 }

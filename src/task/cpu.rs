@@ -5,6 +5,9 @@
 //! 0xD, Intel SDM volume 1, 13.4.3); it is laid out anew, component by component. One that this processor has not is left out where it is
 //! in its initial state (its bit in XSTATE_BV is clear), and refused otherwise.
 
+use std::collections::BTreeMap;
+use std::ops::Range;
+
 use crate::error::{Error, Result};
 use crate::image::{Images, pb};
 use crate::sys::cpu::{cpuid, xcr0};
@@ -83,6 +86,19 @@ pub fn record(kernel: &mut pb::PtyagentKernel) {
     kernel.xstate_components = here.components;
 }
 
+/// Where the components of the extended state are in its standard format, by their bits.
+pub type Layout = BTreeMap<u32, Range<usize>>;
+
+/// This processor's.
+pub fn layout() -> Layout {
+    let xfeatures = xcr0();
+    let place = |number: u32| {
+        let [size, offset, ..] = cpuid(0xd, number);
+        (number, offset as usize..offset as usize + size as usize)
+    };
+    (2..63).filter(|number| xfeatures & (1 << number) != 0).map(place).collect()
+}
+
 /// A processor, ours or a recorded one.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Processor {
@@ -97,14 +113,15 @@ impl Processor {
         let usable = |(_, leaf, subleaf, register, bit, state): &&(&str, u32, u32, usize, u32, u64)| {
             cpuid(*leaf, *subleaf)[*register] & (1 << *bit) != 0 && xfeatures & *state == *state
         };
-        let component = |number: u32| {
-            let [size, offset, ..] = cpuid(0xd, number);
-            pb::PtyagentXstateComponent { number: Some(number), offset: Some(offset), size: Some(size) }
+        let component = |(number, place): (u32, Range<usize>)| pb::PtyagentXstateComponent {
+            number: Some(number),
+            offset: Some(place.start as u32),
+            size: Some(place.len() as u32),
         };
         Processor {
             sets: SETS.iter().filter(usable).map(|set| set.0.to_owned()).collect(),
             xfeatures,
-            components: (2..63).filter(|number| xfeatures & (1 << number) != 0).map(component).collect(),
+            components: layout().into_iter().map(component).collect(),
         }
     }
 
@@ -138,6 +155,11 @@ impl Processor {
         Ok(())
     }
 
+    pub fn layout(&self) -> Layout {
+        let place = |one: &pb::PtyagentXstateComponent| one.offset() as usize..(one.offset() + one.size()) as usize;
+        self.components.iter().map(|one| (one.number(), place(one))).collect()
+    }
+
     /// Bytes of the extended state.
     fn len(&self) -> usize {
         let end = |component: &pb::PtyagentXstateComponent| (component.offset() + component.size()) as usize;
@@ -158,11 +180,7 @@ impl Processor {
         out[SOFTWARE..SOFTWARE + 8].copy_from_slice(&self.xfeatures.to_le_bytes());
         out[LEGACY..LEGACY + 8].copy_from_slice(&used.to_le_bytes());
         for number in (0..63).filter(|number| used & !LEGACY_FEATURES & (1 << number) != 0) {
-            let place = |processor: &Processor| {
-                let of = |component: &&pb::PtyagentXstateComponent| component.number == Some(number);
-                let found = processor.components.iter().find(of)?;
-                Some(found.offset() as usize..(found.offset() + found.size()) as usize)
-            };
+            let place = |processor: &Processor| processor.layout().remove(&number);
             let (Some(from), Some(to)) = (place(&recorded), place(self)) else {
                 return Err(fail(format!(
                     "uses {}, which this processor has not; restore it on one that has it",
@@ -179,7 +197,7 @@ impl Processor {
     }
 }
 
-fn component_name(number: u32) -> String {
+pub fn component_name(number: u32) -> String {
     COMPONENTS
         .iter()
         .find(|(bit, _)| *bit == number)

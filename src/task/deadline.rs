@@ -27,8 +27,8 @@ use crate::procfs::Stat;
 use crate::procfs::attributes::{self, InSyscall, scheduled};
 use crate::sys::event::clock_ns;
 
-use super::regs;
 use super::survey::Survey;
+use super::thread;
 
 const SECOND: i64 = 1_000_000_000;
 const MILLISECOND: i64 = 1_000_000;
@@ -210,7 +210,7 @@ fn offset(processor: usize) -> Option<i64> {
 
 /// The call that a thread of a new task is to be in the middle of; none where it starts over or was in no such call.
 pub fn unfinished(core: &pb::CoreEntry, own: Option<&pb::PtyagentThread>) -> Option<inject::Call> {
-    let regs = regs::from_entry(&core.thread_info.as_ref()?.gpregs);
+    let regs = thread::registers(core.thread_info.as_ref()?, own);
     let recorded = own?.restart.as_ref()?;
     let (nr, left) = (regs.orig_rax as i64, i64::try_from(recorded.remaining_ns?).ok()?);
     if recorded.syscall.map(i64::from) != Some(nr) || !restart::goes_on(&regs) {

@@ -15,6 +15,7 @@ use crate::procfs::attributes::{self, PosixTimer};
 use crate::procfs::{Auxv, Mapping, Sharing, Stat, Status};
 use crate::sys::ptrace::PendingQueue;
 
+use super::cpu::Layout;
 use super::identity::Identity;
 use super::seccomp;
 use super::signals::{self, Signals};
@@ -91,6 +92,7 @@ pub fn record(
     outside: &Outside,
     state: &ThreadState,
     inside: Inside,
+    layout: &Layout,
 ) -> Result<()> {
     let Inside { signals, identity, policy, told } = &inside;
     let pid = outside.stat.pid.0 as u32;
@@ -105,7 +107,8 @@ pub fn record(
     record_fs(images, files, outside);
     record_mm(images, files, outside, identity, policy)?;
     let task = task_core(outside, state, signals, identity, policy);
-    let mut core = pb::CoreEntry { tc: Some(task), ids: Some(ids), ..thread::core(&outside.thread, state, told)? };
+    let mut core =
+        pb::CoreEntry { tc: Some(task), ids: Some(ids), ..thread::core(&outside.thread, state, told, layout)? };
     if !outside.filters.is_empty() {
         let newest = seccomp::record(images, &outside.filters);
         if let Some(thread) = &mut core.thread_core {
@@ -127,9 +130,10 @@ pub fn record_thread(
     facts: &ThreadFacts,
     state: &ThreadState,
     told: &Told,
+    layout: &Layout,
 ) -> Result<()> {
     let tid = facts.tid.0 as u32;
-    images.cores.insert(tid, thread::core(facts, state, told)?);
+    images.cores.insert(tid, thread::core(facts, state, told, layout)?);
     if let Some(entry) = images.pstree.iter_mut().find(|entry| entry.pid == pid.0 as u32) {
         entry.threads.push(tid);
     }
@@ -172,7 +176,7 @@ fn record_mm(
         mm_env_start: stat.env_start,
         mm_env_end: stat.env_end,
         exe_file_id,
-        mm_saved_auxv: outside.auxv.0.iter().chain([&(0, 0)]).flat_map(|(kind, value)| [*kind, *value]).collect(),
+        mm_saved_auxv: outside.auxv.0.iter().flat_map(|(kind, value)| [*kind, *value]).collect(),
         vmas,
         dumpable: Some(identity.dumpable),
         thp_disabled: policy.thp_disabled.map(|_| true),

@@ -39,6 +39,17 @@ pub fn groups(pids: &[Pid], kind: KcmpType) -> Result<BTreeMap<Pid, Pid>> {
     Ok(firsts)
 }
 
+/// The ids of what a restore comes with itself: no task has the same table. The namespaces are those of all tasks, and have no ids.
+pub fn outside() -> pb::TaskKobjIdsEntry {
+    pb::TaskKobjIdsEntry {
+        vm_id: u32::MAX,
+        files_id: u32::MAX,
+        fs_id: u32::MAX,
+        sighand_id: u32::MAX,
+        ..Default::default()
+    }
+}
+
 /// Gives every process the ids of its objects. `pids` come parents first, and are stopped.
 pub fn record(images: &mut Images, pids: &[Pid]) -> Result<()> {
     let (files, directories) = (groups(pids, KcmpType::Files)?, groups(pids, KcmpType::Fs)?);

@@ -5,13 +5,15 @@
 
 use std::fs::File;
 
+use libc::user_regs_struct;
+
 use crate::error::{Context, Error, Refusal, Result, Subject};
 use crate::ids::{Pid, Tid};
 use crate::image::pb;
 use crate::inject::ThreadState;
 use crate::inject::batch::{Answers, Batch, Buffer, CallId};
 use crate::inject::rest::{Call, Rest};
-use crate::inject::restart::Pending;
+use crate::inject::restart::{self, Pending};
 use crate::procfs::{self, Status};
 use crate::sys::process::attributes::{
     SchedAttr, get_robust_list, getpriority, ioprio_get, sched_getaffinity, sched_getattr,
@@ -19,6 +21,7 @@ use crate::sys::process::attributes::{
 use crate::sys::ptrace::{self, PendingQueue, RseqConfiguration};
 use crate::trace::Stopped;
 
+use super::cpu::Layout;
 use super::deadline::Waits;
 use super::modes::{self, Modes};
 use super::{identity, regs, rseq, signals};
@@ -176,7 +179,7 @@ impl Asked {
 }
 
 /// A thread as CRIU's entry, without what belongs to the process.
-pub fn core(facts: &ThreadFacts, state: &ThreadState, told: &Told) -> Result<pb::CoreEntry> {
+pub fn core(facts: &ThreadFacts, state: &ThreadState, told: &Told, layout: &Layout) -> Result<pb::CoreEntry> {
     let thread = pb::ThreadCoreEntry {
         futex_rla: facts.robust_list.0,
         futex_rla_len: facts.robust_list.1 as u32,
@@ -201,8 +204,8 @@ pub fn core(facts: &ThreadFacts, state: &ThreadState, told: &Told) -> Result<pb:
         mtype: pb::core_entry::March::X8664 as i32,
         thread_info: Some(pb::ThreadInfoX86 {
             clear_tid_addr: told.tid_address,
-            gpregs: regs::to_entry(&state.regs),
-            fpregs: regs::to_fp_entry(&state.xstate)?,
+            gpregs: regs::to_entry(&restart::from_the_start(&state.regs).unwrap_or(state.regs)),
+            fpregs: regs::to_fp_entry(&state.xstate, layout)?,
             tls: Vec::new(),
         }),
         thread_core: Some(thread),
@@ -236,11 +239,18 @@ pub fn own(pid: Pid, facts: &ThreadFacts, state: &ThreadState, told: &Told) -> p
         cpu_affinity: Some(facts.affinity.clone()),
         timer_slack_ns: Some(told.timerslack),
         cap_ambient: Some(facts.status.capabilities.ambient),
+        interrupted_rax: restart::from_the_start(&state.regs).map(|_| state.regs.rax as i64),
         restart: state.rest.as_ref().map(restart_of).or_else(|| facts.restart.clone()),
         ..Default::default()
     };
     told.modes.record(&mut own);
     own
+}
+
+/// The registers of a recorded thread at the stop.
+pub fn registers(info: &pb::ThreadInfoX86, own: Option<&pb::PtyagentThread>) -> user_regs_struct {
+    let regs = regs::from_entry(&info.gpregs);
+    own.and_then(|own| own.interrupted_rax).map_or(regs, |rax| restart::at_the_stop(&regs, rax))
 }
 
 /// The rest of a call that was cut short.

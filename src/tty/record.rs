@@ -54,6 +54,9 @@ pub fn path_of(known_as: u32) -> String {
 /// Major numbers of pty slaves: 136 to 143, 256 indexes each... the minor has 20 bits since, so that one major is enough.
 const SLAVE_MAJORS: std::ops::RangeInclusive<u32> = 136..=143;
 
+/// /dev/ptmx as st_rdev: 5:2.
+const MASTER: u64 = 0x502;
+
 /// What the terminal with a device number is known as: a slave by its index.
 pub fn index_of(device: Device) -> Option<PtyIndex> {
     match SLAVE_MAJORS.contains(&device.major) {
@@ -303,7 +306,7 @@ fn add(images: &mut Images, index: PtyIndex, peer: Peer, mut record: pb::Ptyagen
     let path = path_of(index.0);
     if record.hung_up != Some(true) {
         if let Ok(node) = std::fs::metadata(&path) {
-            record.rdev = Some(node.rdev());
+            record.rdev = Some(if peer == Peer::Master { MASTER } else { node.rdev() });
             record.dev = Some(node.dev());
             (record.uid, record.gid) = (Some(node.uid()), Some(node.gid()));
             record.mode = Some(node.mode() & 0o7777);
