@@ -5,6 +5,7 @@
 
 mod build;
 mod execute;
+mod foreign;
 mod inherited;
 mod memory;
 mod pin;
@@ -77,7 +78,10 @@ pub struct Restored {
 
 /// Reads and checks a directory of images, and makes the plan.
 pub fn load(request: &Request) -> Result<(Images, Plan)> {
-    let images = Images::read(&request.dir)?;
+    let mut images = Images::read(&request.dir)?;
+    if images.own.is_none() {
+        foreign::complete(&mut images, &request.dir)?;
+    }
     let plan = plan(&images, &request.dir)?;
     Ok((images, plan))
 }
