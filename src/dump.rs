@@ -15,7 +15,8 @@ use crate::files::memfd;
 use crate::ids::Pid;
 use crate::image::{CommitReport, Images, Overwrite, Writer, pb};
 use crate::inject::batch::{Ask, Batch};
-use crate::mem::pages::{self, Access, PAGE, PageMap, PageRange, Stash, Wanted, Wish};
+use crate::mem::copy::{self, Access, Stash, Wish};
+use crate::mem::pages::{PAGE, PageMap, PageRange, Wanted};
 use crate::mem::{self, inherit, shared, status};
 use crate::sys::process::pidfd_send_signal;
 use crate::task::survey::{self, SurveyMode};
@@ -169,7 +170,7 @@ fn read_pages(writer: &mut Writer, session: &mut Tree, stash: &mut Stash) -> Res
             Some(place) => pending.push(Pending { id, place }),
             None => {
                 let file = writer.pages_file(id)?;
-                writer.set_pages(id, pages::copy(pid, ranges, access, &file)?);
+                writer.set_pages(id, copy::copy(pid, ranges, access, &file)?);
             }
         }
         session.images.pagemaps.insert(id, inherit::to_pagemap(id, ranges, &common));

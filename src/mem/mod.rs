@@ -6,6 +6,7 @@
 //!
 //! Refused: huge pages of hugetlbfs, SysV segments, mappings of devices, userfaultfd and protection keys (the survey names them).
 
+pub mod copy;
 pub mod give;
 pub mod inherit;
 pub mod layout;

@@ -23,8 +23,9 @@ use crate::image::{Images, Kind, pb};
 use crate::procfs::Mapping;
 use crate::sys::region::{Reserve, SharedMemory};
 
+use super::copy::{self, Access};
 use super::layout;
-use super::pages::{self, Access, PAGE, PageRange};
+use super::pages::{PAGE, PageRange};
 
 /// Bytes that are read and written at a time.
 const BLOCK: u64 = 1 << 20;
@@ -91,7 +92,7 @@ impl Object<'_> {
             )));
         };
         let range = PageRange { start: mapping.start.0, pages: mapping.len() / PAGE };
-        let digest = pages::copy(*pid, &[range], Access::Pin, out)?;
+        let digest = copy::copy(*pid, &[range], Access::Pin, out)?;
         Ok((vec![PageRange { start: 0, ..range }], digest))
     }
 
