@@ -71,7 +71,7 @@ pub const FLOW_UNKNOWN: u32 = 3;
 
 /// The kernel's `struct termios2`.
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq)]
 pub struct Settings {
     pub iflag: u32,
     pub oflag: u32,

@@ -8,6 +8,9 @@ const SENTINEL_WAIT: u64 = 100_000;
 /// For what is certain to come, in microseconds.
 const PATIENCE: u64 = 2_000_000;
 
+/// Bytes in a full line buffer.
+const RING: u32 = 4095;
+
 /// The descriptors at work.
 struct Work {
     /// Reads and settings: ours if possible, else the victim's slave.
@@ -184,11 +187,43 @@ fn read_raw(hold: &mut Hold, work: &mut Work) -> Io<()> {
     if work.master < 0 && count >= hold.settings.ring_limit() {
         return Err(io::ENOBUFS);
     }
+    if hold.settings.lflag & EXTPROC != 0 {
+        return read_external(hold, work);
+    }
     let settings = reading(hold, work);
-    // Under EXTPROC nothing would be echoed.
-    io::set_settings(work.slave, &Settings { lflag: settings.lflag & !(ICANON | EXTPROC), ..settings })?;
+    io::set_settings(work.slave, &Settings { lflag: settings.lflag & !ICANON, ..settings })?;
     read_rest(hold, work)?;
     find_border(hold, work, 0)
+}
+
+/// Under EXTPROC nothing is edited, so no settings are in the way; a change would leave a status bit for an external master, and make a full
+/// buffer throw input away. All that was in the buffer comes with the first read, but for a lone VEOF at its end, which is taken and not told.
+fn read_external(hold: &mut Hold, work: &mut Work) -> Io<()> {
+    loop {
+        io::poll(work.slave, POLLIN, 0);
+        let count = io::unread(work.slave);
+        // Less than nothing is there where a buffer has been read that had thrown input away.
+        if count == 0 || count as usize > INPUT_SIZE {
+            break;
+        }
+        // Such a buffer has one byte more than it says, and is out of order without it.
+        let most = if count == RING { count + 1 } else { count };
+        let got = read_some(hold, work, most as usize)? as u32;
+        if got > RING {
+            io::flush(work.slave, 0)?;
+        }
+        if got + 1 == count {
+            *hold.input.get_mut(hold.input_len as usize).ok_or(io::ENOBUFS)? = hold.settings.cc[VEOF];
+            hold.input_len += 1;
+        }
+        if hold.ring_len == 0 && hold.input_len >= RING {
+            hold.ring_len = hold.input_len;
+        }
+    }
+    if hold.ring_len == 0 {
+        hold.ring_len = hold.input_len.min(RING);
+    }
+    Ok(())
 }
 
 fn read_canonical(hold: &mut Hold, work: &mut Work) -> Io<()> {

@@ -92,26 +92,23 @@ fn run(hold: &mut Hold, work: &mut Work) -> Io<()> {
 /// nothing may raise another one.
 ///
 /// A flush can be repeated only where it loses nothing: before the input is there, and with no more output than the master's line
-/// buffer, which it leaves alone. A stop that left no bit comes before packet mode, one that did after it.
+/// buffer, which it leaves alone; what is more comes behind it. A stop that left a bit comes after packet mode, one that did not before it: then
+/// a flush that came after the stop has left no more than that.
 fn put_output_side(hold: &mut Hold, work: &mut Work) -> Io<()> {
     io::set_packet(work.master, 0)?;
-    let late = hold.status & STATUS_FLUSHWRITE == 0 || hold.output_len as usize <= RING;
-    if hold.status != 0 && !late {
-        io::set_packet(work.master, 1)?;
-        raise_flushes(hold, work)?;
-    }
-    put_output(hold, work)?;
     let leaves_a_bit = hold.status & STATUS_STOP != 0;
-    if late && !leaves_a_bit {
+    put_output(hold, work, if hold.status & STATUS_FLUSHWRITE != 0 { RING } else { OUTPUT_SIZE })?;
+    if !leaves_a_bit {
         put_flow(hold, work)?;
     }
-    if hold.status != 0 && late {
+    if hold.status != 0 {
         io::set_settings(work.slave, &hold.settings)?;
         io::await_that(STEP_WAIT, || io::unread(work.master) >= hold.output_put.min(RING as u32));
         io::set_packet(work.master, 1)?;
         raise_flushes(hold, work)?;
+        put_output(hold, work, OUTPUT_SIZE)?;
     }
-    if leaves_a_bit || !late {
+    if leaves_a_bit {
         put_flow(hold, work)?;
     }
     put_echoes(hold, work)
@@ -136,7 +133,7 @@ fn raise_flushes(hold: &Hold, work: &Work) -> Io<()> {
         io::set_settings(work.slave, settings)?;
     }
     if hold.status & STATUS_IOCTL != 0 {
-        io::set_settings(work.slave, &Settings { lflag: settings.lflag | EXTPROC, ..*settings })?;
+        io::set_settings(work.slave, &Settings { lflag: settings.lflag ^ EXTPROC, ..*settings })?;
         io::set_settings(work.slave, settings)?;
     }
     if hold.status & STATUS_START != 0 {
@@ -146,16 +143,18 @@ fn raise_flushes(hold: &Hold, work: &Work) -> Io<()> {
     Ok(())
 }
 
-/// The master's line buffer is filled first and the worker awaited: what is queued behind it then gets all the room there is.
-fn put_output(hold: &mut Hold, work: &Work) -> Io<()> {
+/// The first `most` bytes of the output. The master's line buffer is filled first and the worker awaited: what is queued behind it then gets all
+/// the room there is.
+fn put_output(hold: &mut Hold, work: &Work, most: usize) -> Io<()> {
+    let end = most.min(hold.output_len as usize);
+    if hold.output_put as usize >= end {
+        return Ok(());
+    }
     io::set_settings(work.slave, &neutral(hold))?;
-    while let Some(rest) = hold.output.get(hold.output_put as usize..hold.output_len as usize) {
+    while let Some(rest) = hold.output.get(hold.output_put as usize..end).filter(|rest| !rest.is_empty()) {
         let ring = RING.saturating_sub(hold.output_put as usize);
         let limit = if ring > 0 { CHUNK.min(ring) } else { CHUNK };
         let chunk = rest.get(..limit).unwrap_or(rest);
-        if chunk.is_empty() {
-            break;
-        }
         match io::write_now(work.slave, chunk) {
             Ok(count) => hold.output_put += count as u32,
             // The worker may still be moving bytes into the line buffer.
@@ -177,6 +176,7 @@ fn put_flow(hold: &Hold, work: &mut Work) -> Io<()> {
         FLOW_CHAR => {
             let mut settings = neutral(hold);
             settings.iflag |= IXON;
+            settings.lflag &= !EXTPROC;
             if settings.cc[VSTOP] == 0 {
                 // Any but ^S, which together with ^Q would leave a bit in the packet status.
                 settings.cc[VSTOP] = SENTINEL;

@@ -6,6 +6,8 @@ use super::*;
 /// Largest write: nine buffers of this size, used twice each, are what the kernel queues behind a full line buffer.
 pub const CHUNK: usize = 1024;
 pub const STEP_WAIT: u64 = 50_000;
+/// Bytes in a line buffer that throws away what comes in.
+const THROWN_AWAY: usize = 4096;
 /// For what is certain to come.
 const PATIENCE: u64 = 2_000_000;
 const WORKER_WAIT: i32 = 40;
@@ -83,10 +85,13 @@ pub fn flush_typed(work: &mut Work) -> Io<()> {
 
 /// Lines with their ends, the unfinished line and the literal-next, or raw bytes; processed when this returns.
 pub fn put_input(hold: &Hold, work: &mut Work) -> Io<()> {
-    if hold.ring_len == 0 && hold.line_count == 0 && hold.lnext == 0 {
+    let ring = hold.input.get(..hold.ring_len as usize).unwrap_or_default();
+    if hold.settings.lflag & EXTPROC != 0 {
+        return put_external(hold, work, ring);
+    }
+    if ring.is_empty() && hold.line_count == 0 && hold.lnext == 0 {
         return Ok(());
     }
-    let ring = hold.input.get(..hold.ring_len as usize).unwrap_or_default();
     if !hold.settings.canonical() {
         return put_raw(hold, work, ring);
     }
@@ -128,18 +133,8 @@ pub fn put_input(hold: &Hold, work: &mut Work) -> Io<()> {
 }
 
 /// Raw bytes: typed as one unfinished line with every special character quoted, which switching ICANON off makes plain bytes of. The flow
-/// characters stay as they are, since a change would leave a bit in the packet status. Under EXTPROC nothing is special.
+/// characters stay as they are, since a change would leave a bit in the packet status.
 fn put_raw(hold: &Hold, work: &mut Work, bytes: &[u8]) -> Io<()> {
-    if hold.settings.lflag & EXTPROC != 0 {
-        let edits = hold.settings.iflag & (ISTRIP | IUCLC);
-        if edits != 0 {
-            io::set_settings(work.slave, &Settings { iflag: hold.settings.iflag & !edits, ..hold.settings })?;
-        }
-        type_bytes(work, bytes)?;
-        flush_typed(work)?;
-        await_worker(|| io::unread(work.slave) >= bytes.len() as u32, work);
-        return Ok(());
-    }
     let mut typing = typing_settings(hold, Sync::Pause);
     typing.lflag |= ICANON;
     io::set_settings(work.slave, &typing)?;
@@ -147,6 +142,29 @@ fn put_raw(hold: &Hold, work: &mut Work, bytes: &[u8]) -> Io<()> {
     flush_typed(work)?;
     // With no line to read this makes the kernel process what was typed.
     io::poll(work.slave, POLLIN, 0);
+    Ok(())
+}
+
+/// Under EXTPROC nothing is special. With ICANON a full buffer throws input away as long as nothing was read since either was switched on: a byte
+/// is read before, but where the buffer has shown by one byte too many that it did so.
+fn put_external(hold: &Hold, work: &mut Work, bytes: &[u8]) -> Io<()> {
+    let edited = bytes.iter().any(|byte| !byte.is_ascii() || byte.is_ascii_uppercase());
+    let iflag = if edited { hold.settings.iflag & !(ISTRIP | IUCLC) } else { hold.settings.iflag };
+    let settings = Settings { iflag, ..hold.settings };
+    io::set_settings(work.slave, &settings)?;
+    if settings.lflag & ICANON != 0 && bytes.len() < THROWN_AWAY {
+        type_processed(work, b"x")?;
+        if io::unread(work.slave) == 1 {
+            io::read(work.slave, &mut [0])?;
+        }
+    }
+    type_processed(work, bytes)
+}
+
+fn type_processed(work: &mut Work, bytes: &[u8]) -> Io<()> {
+    type_bytes(work, bytes)?;
+    flush_typed(work)?;
+    await_worker(|| io::unread(work.slave) >= bytes.len() as u32, work);
     Ok(())
 }
 

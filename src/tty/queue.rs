@@ -11,8 +11,10 @@
 //! - In a full line buffer behind which 4 KB without blank or newline wait: an EOF mark against a NUL at the end of its last line. With
 //!   PARMRK: whether the last slot or two hold such a mark.
 //! - The 4096th byte of an unfinished line that has overflowed; nothing in canonical mode can read it.
-//! - A stop without its packet status bit comes back with it where a flush of the output is pending and more output than the master's line
-//!   buffer holds.
+//! - Under EXTPROC a flush of the output that is pending in packet mode with more output than the master's line buffer holds comes back with
+//!   TIOCPKT_IOCTL. With ICANON a full line buffer makes the typist wait after a restore, also where nothing had been read since EXTPROC was set: then the
+//!   kernel would throw away what comes in.
+//! - An external master in packet mode is told once more of a TCOOFF that it knows of: only TCOON tells it from a full output queue.
 //! - Column and erase state of the line discipline, and tabs in echoes that were held back, cannot be asked for.
 
 use crate::error::{Error, Result};

@@ -197,6 +197,47 @@ fn packet_mode() {
     }
 }
 
+/// A flush throws away what the master has no room for in its line buffer; what comes behind it may be more than that again.
+#[test]
+fn a_pending_flush_with_output() {
+    let all = b"0123456789abcdef\n".repeat(2000);
+    for (queue, size) in
+        [tty::TCIFLUSH, tty::TCOFLUSH, tty::TCIOFLUSH].into_iter().flat_map(|q| [(q, 3000), (q, 5000), (q, all.len())])
+    {
+        let flush = |p: &Pty| {
+            tty::set_packet(p.master.as_fd(), true).unwrap();
+            tty::flush(p.slave.as_fd(), queue).unwrap();
+        };
+        check(&format!("flush {queue}, then {size} bytes"), |p| {
+            flush(p);
+            p.say(&all[..size]);
+            p.keys(b"line\npart");
+        });
+        check(&format!("flush {queue}, then {size} bytes and a stop"), |p| {
+            flush(p);
+            p.say(&all[..size]);
+            tty::xonc(p.slave.as_fd(), tty::TCOOFF).unwrap();
+        });
+        check(&format!("flush {queue}, then {size} bytes and a ^S"), |p| {
+            flush(p);
+            p.say(&all[..size]);
+            p.keys(b"\x13");
+        });
+        check(&format!("{size} bytes, a stop, flush {queue}"), |p| {
+            p.say(&all[..size]);
+            tty::xonc(p.slave.as_fd(), tty::TCOOFF).unwrap();
+            flush(p);
+            p.keys(b"line\npart");
+        });
+        check(&format!("a ^S, {size} bytes, flush {queue}"), |p| {
+            p.say(&all[..size]);
+            p.keys(b"\x13");
+            flush(p);
+            p.keys(b"line\npart");
+        });
+    }
+}
+
 #[test]
 fn the_victims_flags_stay() {
     let pty = Pty::new();

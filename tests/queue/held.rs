@@ -9,32 +9,70 @@ use ptyagent::tty::queue::{Queues, empty_hold};
 
 use crate::pty::{ECHO, Pty, Way, differences, observe, reads};
 
-/// A master outside the tree: input only, by simulated typing.
+/// A master outside the tree sees nothing: input only is taken, and put back by simulated typing.
+fn an_external_master_sees_nothing(name: &str, setup: impl Fn(&Pty)) {
+    let (control, pty) = (Pty::new(), Pty::new());
+    for pty in [&control, &pty] {
+        setup(pty);
+    }
+    let mut hold = empty_hold();
+    hold.slave = pty.slave.as_raw_fd();
+    match side::can_put_back(&hold) {
+        0 => {
+            assert_eq!(side::drain(&mut hold), 0);
+            assert_eq!(hold.output_len, 0);
+            assert_eq!(side::put_back(&mut hold), 0);
+        }
+        error => {
+            println!("simulated input is not allowed here: only the refusal is tested");
+            assert_eq!((side::drain(&mut hold), hold.phase), (error, side::EMPTY));
+        }
+    }
+    assert_eq!(differences(&observe(&control, 100), &observe(&pty, 100)), "", "{name}");
+    let mut hold = empty_hold();
+    (hold.slave, hold.no_sti) = (pty.slave.as_raw_fd(), 1);
+    assert_eq!((side::drain(&mut hold), hold.phase), (-i64::from(libc::EPERM), side::EMPTY));
+}
+
+const TYPED: [&[u8]; 4] = [b"", b"one\ntwo\x04part", b"\x16", b"\x04"];
+
 #[test]
 fn an_external_master() {
-    for input in [&b""[..], b"one\ntwo\x04part", b"\x16"] {
-        let (control, pty) = (Pty::new(), Pty::new());
-        for pty in [&control, &pty] {
-            pty.say(b"out");
-            pty.keys(input);
+    for input in TYPED {
+        an_external_master_sees_nothing(&format!("{input:?}"), |p| {
+            p.say(b"out");
+            p.keys(input);
+        });
+    }
+}
+
+#[test]
+fn an_external_master_in_packet_mode() {
+    let lines = libc::ICANON | libc::ECHO | libc::IEXTEN;
+    for local in [lines, libc::ECHO, lines | libc::EXTPROC, libc::EXTPROC] {
+        for input in TYPED {
+            let packet = |p: &Pty| {
+                p.change(|t| t.c_lflag = local);
+                tty::set_packet(p.master.as_fd(), true).unwrap();
+                p.say(b"out");
+                p.keys(input);
+            };
+            an_external_master_sees_nothing(&format!("{input:?}, {local:#o}"), packet);
+            an_external_master_sees_nothing(&format!("{input:?}, {local:#o}, a flush"), |p| {
+                tty::set_packet(p.master.as_fd(), true).unwrap();
+                tty::flush(p.slave.as_fd(), tty::TCIOFLUSH).unwrap();
+                p.say(b"out");
+                p.keys(input);
+            });
+            an_external_master_sees_nothing(&format!("{input:?}, {local:#o}, stopped"), |p| {
+                packet(p);
+                tty::xonc(p.slave.as_fd(), tty::TCOOFF).unwrap();
+            });
+            an_external_master_sees_nothing(&format!("{input:?}, {local:#o}, with other flow characters"), |p| {
+                p.change(|t| t.c_iflag &= !libc::IXON);
+                packet(p);
+            });
         }
-        let mut hold = empty_hold();
-        hold.slave = pty.slave.as_raw_fd();
-        match side::can_put_back(&hold) {
-            0 => {
-                assert_eq!(side::drain(&mut hold), 0);
-                assert_eq!(hold.output_len, 0);
-                assert_eq!(side::put_back(&mut hold), 0);
-            }
-            error => {
-                println!("simulated input is not allowed here: only the refusal is tested");
-                assert_eq!((side::drain(&mut hold), hold.phase), (error, side::EMPTY));
-            }
-        }
-        assert_eq!(differences(&observe(&control, 100), &observe(&pty, 100)), "");
-        let mut hold = empty_hold();
-        (hold.slave, hold.no_sti) = (pty.slave.as_raw_fd(), 1);
-        assert_eq!((side::drain(&mut hold), hold.phase), (-i64::from(libc::EPERM), side::EMPTY));
     }
 }
 

@@ -125,7 +125,7 @@ pub fn reads(fd: BorrowedFd<'_>, size: usize) -> Vec<Vec<u8>> {
 pub fn observe(pty: &Pty, size: usize) -> HashMap<&'static str, Vec<Vec<u8>>> {
     let mut seen = HashMap::new();
     let (master, slave) = (pty.master.as_fd(), pty.slave.as_fd());
-    let canonical = tty::get_termios(slave).unwrap().c_lflag & libc::ICANON != 0;
+    let canonical = tty::get_termios(slave).unwrap().c_lflag & (libc::ICANON | libc::EXTPROC) == libc::ICANON;
     // How much fits behind a full line buffer depends on the sizes of the writes.
     if tty::unread(master).unwrap() < 4095 && tty::unread(slave).unwrap() < 3900 {
         let both = [slave, master].map(|fd| u8::from(ready(fd, libc::POLLOUT)));
