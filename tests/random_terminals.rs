@@ -2,7 +2,7 @@
 //!
 //! Each case is drawn from a seed: terminals, descriptions, settings, sessions, queues. Many cases are one tree, each below an actor of its own. The
 //! same seeds draw the same tree twice: one is the control, the other is dumped and left running, dumped, killed and restored, before both are
-//! read out. `RANDOM_TERMINALS=500` sets the number of cases, `RANDOM_SEED=n` the first seed; a failing case names its own.
+//! read out. `RANDOM_TERMINALS=50` sets the number of cases, `RANDOM_SEED=n` the first seed; a failing case names its own.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod support;
@@ -281,7 +281,7 @@ fn number(name: &str, otherwise: u64) -> u64 {
 #[test]
 fn random_states() {
     let _serial = serial();
-    let (first, count) = (number("RANDOM_SEED", 1), number("RANDOM_TERMINALS", 100));
+    let (first, count) = (number("RANDOM_SEED", 1), number("RANDOM_TERMINALS", 500));
     let start = Instant::now();
     let mut failures = Vec::new();
     for from in (first..first + count).step_by(TREE as usize) {

@@ -170,8 +170,9 @@ pub fn drain(processes: &mut [Captured], images: &mut Images) -> Result<Vec<Drai
             process.tracee.ask(batch)?.all_done("switching signals off", Subject::Pid(process.pid))?;
         }
     }
+    let all = jobs(images);
     for process in processes.iter_mut() {
-        let jobs: Vec<Job> = jobs(images).into_iter().filter(|job| job.pid == process.pid).collect();
+        let jobs: Vec<Job> = all.iter().filter(|job| job.pid == process.pid).cloned().collect();
         if jobs.len() as u64 > wire::HOLDS {
             return Err(Error::failed(format!(
                 "process {} holds more than {} terminals; it cannot be dumped",

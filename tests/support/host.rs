@@ -15,8 +15,16 @@ pub struct TempDir(PathBuf);
 
 impl TempDir {
     pub fn new() -> TempDir {
-        let made = tempfile::Builder::new().prefix("ptyagent-").tempdir_in(Path::new(env!("CARGO_TARGET_TMPDIR")));
-        TempDir(made.unwrap().keep())
+        TempDir::inside(Path::new(env!("CARGO_TARGET_TMPDIR"))).unwrap()
+    }
+
+    /// One in memory where that can be: for many images, of which none is read after a crash.
+    pub fn in_memory() -> TempDir {
+        TempDir::inside(Path::new("/dev/shm")).unwrap_or_else(|_| TempDir::new())
+    }
+
+    fn inside(path: &Path) -> std::io::Result<TempDir> {
+        tempfile::Builder::new().prefix("ptyagent-").tempdir_in(path).map(|made| TempDir(made.keep()))
     }
 
     /// One that another test has left.

@@ -5,12 +5,12 @@ use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
-use std::path::Path;
 use std::process::{Command, Stdio};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::stat::Mode;
+use nix::unistd::{Pid, mkfifo};
 
 use super::host::{TempDir, until};
 use super::{PATIENCE, Subreaper, compile, subreaper};
@@ -86,16 +86,9 @@ pub struct Stage {
     _subreaper: Subreaper,
 }
 
-fn open(path: &Path) -> File {
-    File::options().read(true).write(true).open(path).unwrap()
-}
-
 impl Stage {
     pub fn new() -> Stage {
-        let (dir, subreaper) = (TempDir::new(), subreaper());
-        let mut command = Command::new(compile("actor"));
-        command.arg(dir.path()).env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        assert!(command.status().unwrap().success());
+        let (dir, subreaper) = (TempDir::in_memory(), subreaper());
         let mut stage = Stage {
             dir,
             actors: BTreeMap::new(),
@@ -103,15 +96,26 @@ impl Stage {
             blocked: BTreeSet::new(),
             _subreaper: subreaper,
         };
+        stage.invite("root");
+        let mut command = Command::new(compile("actor"));
+        command.arg(stage.dir.path()).env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        assert!(command.status().unwrap().success());
         stage.meet("root");
         stage
     }
 
-    fn meet(&mut self, name: &str) -> i32 {
-        let path = self.dir.join(&format!("{name}.out"));
-        until("actor", PATIENCE, || path.exists().then_some(()), String::new);
-        let (script, answers) = (open(&self.dir.join(&format!("{name}.in"))), open(&path));
+    /// Makes the FIFOs of an actor that is to come.
+    fn invite(&mut self, name: &str) {
+        let [script, answers] = ["in", "out"].map(|end| {
+            let path = self.dir.join(&format!("{name}.{end}"));
+            mkfifo(&path, Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
+            File::options().read(true).write(true).open(path).unwrap()
+        });
         self.actors.insert(name.into(), Actor { pid: 0, script, answers, heard: Vec::new() });
+    }
+
+    /// Waits for an invited actor.
+    fn meet(&mut self, name: &str) -> i32 {
         let pid = self.hear(name).parse().unwrap();
         self.actors.get_mut(name).unwrap().pid = pid;
         pid
@@ -183,6 +187,7 @@ impl Stage {
 
     /// Makes an actor as a child of another one.
     pub fn fork(&mut self, parent: &str, name: &str) -> i32 {
+        self.invite(name);
         let told: i32 = self.tell(parent, &format!("fork {name}")).parse().unwrap();
         assert_eq!(self.meet(name), told);
         told

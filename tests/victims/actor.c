@@ -153,6 +153,8 @@ static void drain(int fd, int most)
 		ssize_t count = read(fd, rooms[0], SIZE);
 		at += sprintf(at, "%s%ld:", at == answer ? "" : " ", count < 0 ? -(long)errno : count);
 		at = to_hex(at, rooms[0], count < 0 ? 0 : count);
+		if (!count && one.revents & POLLHUP)
+			at += sprintf(at, " -hup:");
 		if (count < 0 || (!count && one.revents & POLLHUP))
 			break;
 	}
