@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::archive::Entry;
+use crate::criu;
 use crate::job::{self, Ending, Job, Task, Verdict};
 use crate::kernels::Kernel;
 use crate::machine::{self, Boot, Engine};
@@ -49,6 +50,7 @@ impl Bench<'_> {
             entries.push(Entry { path: there.clone(), ..Entry::read(path).unwrap() });
             modules.push(there);
         }
+        entries.extend(kernel.criu.iter().flat_map(|folder| criu::entries(folder)));
         let job = Job { modules, settings: plan.settings, keep: plan.keep, tasks: plan.tasks };
         entries.push(Entry::file(job::JOB, serde_json::to_vec(&job).unwrap()));
         let boot = Boot { kernel: &kernel.image, options: &plan.options, base: self.base, entries, limit, dir: &dir };

@@ -4,8 +4,10 @@
 //! below target/tmp/matrix: kernels, consoles of the boots, logs of the suites.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod apt;
 mod archive;
 mod boots;
+mod criu;
 mod crossing;
 mod guest;
 mod job;
@@ -214,8 +216,10 @@ fn run(options: &Options) -> Result<Report, String> {
             println!("{}: {:?}\n{log}", kernel.name, outcomes[0]);
         });
     }
-    let with_suites = if suites.is_empty() { &[][..] } else { &kernels };
-    let on_each = side_by_side(options.jobs, with_suites, |kernel| {
+    let wanted = |kernel: &&Kernel| suites.iter().any(|suite| suite.runs_on(kernel));
+    let with_suites: Vec<Kernel> = kernels.iter().filter(wanted).cloned().collect();
+    let on_each = side_by_side(options.jobs, &with_suites, |kernel| {
+        let suites: Vec<&Suite> = suites.iter().filter(|suite| suite.runs_on(kernel)).collect();
         let tasks = suites.iter().map(|suite| suite.task(&binaries, engine.patience())).collect();
         let (outcomes, _) = bench.run(kernel, Plan { name: kernel.name.clone(), tasks, ..Plan::default() });
         let cell = |(suite, outcome): (&Suite, Outcome)| Cell {
@@ -223,7 +227,7 @@ fn run(options: &Options) -> Result<Report, String> {
             column: suite.name.to_owned(),
             outcome,
         };
-        suites.iter().zip(outcomes).map(cell).collect::<Vec<_>>()
+        suites.into_iter().zip(outcomes).map(cell).collect::<Vec<_>>()
     });
     let mut crossings = Vec::new();
     if let Some(programs) = binaries.get(crossing::BINARY).filter(|_| options.crosses()) {

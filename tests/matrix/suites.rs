@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::job::Task;
+use crate::kernels::Kernel;
 
 /// A column of the table: some tests of one binary.
 #[derive(Debug, Clone, Copy)]
@@ -20,9 +21,12 @@ pub struct Suite {
     pub seconds: u64,
     /// Runs on the oldest and the newest kernel in a plain `cargo test`.
     pub fast: bool,
+    /// Only on kernels of releases whose CRIU runs on them.
+    pub with_criu: bool,
 }
 
-const SUITE: Suite = Suite { name: "", binary: "", arguments: &[], before: "", seconds: 300, fast: false };
+const SUITE: Suite =
+    Suite { name: "", binary: "", arguments: &[], before: "", seconds: 300, fast: false, with_criu: false };
 
 /// Not every kernel has the first.
 const STRICT: &str = "echo 0 >/proc/sys/dev/tty/legacy_tiocsti; echo 1 >/proc/sys/kernel/yama/ptrace_scope; cat /proc/sys/kernel/yama/ptrace_scope";
@@ -30,8 +34,10 @@ const STRICT: &str = "echo 0 >/proc/sys/dev/tty/legacy_tiocsti; echo 1 >/proc/sy
 /// The machine's second and third serial port are wired to each other.
 const LINES: &str = "export CONSOLES_LINES=ttyS1,ttyS2";
 
+const CRIU: &str = "export CRIU=/criu/criu; $CRIU check";
+
 /// In the order of the table.
-pub const SUITES: [Suite; 13] = [
+pub const SUITES: [Suite; 14] = [
     Suite { name: "check", seconds: 60, fast: true, ..SUITE },
     Suite { name: "terminals", binary: "terminals", seconds: 600, ..SUITE },
     Suite { name: "queues", binary: "queue", ..SUITE },
@@ -44,6 +50,7 @@ pub const SUITES: [Suite; 13] = [
     Suite { name: "vDSO", binary: "vdso", ..SUITE },
     Suite { name: "consoles", binary: "consoles", before: LINES, ..SUITE },
     Suite { name: "calls missing", binary: "lacks", ..SUITE },
+    Suite { name: "CRIU", binary: "criu", arguments: &["--include-ignored"], before: CRIU, with_criu: true, ..SUITE },
     // The last, for it leaves them so.
     Suite { name: "strict settings", binary: "roundtrip", before: STRICT, ..SUITE },
 ];
@@ -67,6 +74,10 @@ pub fn build(names: &[&str]) -> BTreeMap<String, PathBuf> {
 }
 
 impl Suite {
+    pub fn runs_on(&self, kernel: &Kernel) -> bool {
+        !self.with_criu || kernel.criu.is_some()
+    }
+
     pub fn task(&self, binaries: &BTreeMap<String, PathBuf>, patience: u32) -> Task {
         let env = vec![("PTYAGENT_PATIENCE".to_owned(), patience.to_string())];
         let mut argv = match self.binary {
