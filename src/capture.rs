@@ -52,7 +52,7 @@ pub struct Captured {
 }
 
 /// What the user allows a dump to do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Allowed {
     /// What becomes of connections that lead out of the tree.
     pub connections: Connections,
@@ -71,7 +71,7 @@ impl Default for Allowed {
 /// Where the parasite of a controller that died is still in a process, it is waited for. A tree at work changes between two looks at it: what
 /// the looks disagree on (a process that has ended) is looked at again, and a refusal counts when it is found twice. A parent in vfork is given
 /// time, since its child is about to start its program.
-pub fn take(root: Pid, mode: SurveyMode, allowed: Allowed, mut frozen_at: impl FnMut()) -> Result<Tree> {
+pub fn take(root: Pid, mode: SurveyMode, allowed: &Allowed, mut frozen_at: impl FnMut()) -> Result<Tree> {
     let start = Instant::now();
     let mut refused = None;
     loop {
@@ -103,7 +103,7 @@ const LEAVING: Duration = Duration::from_secs(10);
 /// How long a tree may go on changing under the looks at it.
 const MOVING: Duration = Duration::from_secs(3);
 
-fn take_once(root: Pid, mode: SurveyMode, allowed: Allowed, frozen_at: &mut impl FnMut()) -> Result<Tree> {
+fn take_once(root: Pid, mode: SurveyMode, allowed: &Allowed, frozen_at: &mut impl FnMut()) -> Result<Tree> {
     let before = survey(root, mode)?;
     let waits = Waits::of(&before);
     frozen_at();
@@ -141,7 +141,7 @@ struct Known {
 }
 
 /// Captures a frozen tree, of which `survey` was read since the freeze. On an error every process is released and runs on.
-pub fn capture(frozen: Frozen, survey: &Survey, waits: &Waits, mode: SurveyMode, allowed: Allowed) -> Result<Tree> {
+pub fn capture(frozen: Frozen, survey: &Survey, waits: &Waits, mode: SurveyMode, allowed: &Allowed) -> Result<Tree> {
     let zombies = frozen.zombies.clone();
     let look = |process| look(process, survey, waits);
     let known = frozen.processes.into_iter().map(look).collect::<Result<Vec<Known>>>()?;
@@ -149,7 +149,7 @@ pub fn capture(frozen: Frozen, survey: &Survey, waits: &Waits, mode: SurveyMode,
     let flight = Flight::find(&tables, mode)?;
     tables.push(flight.table());
     let ofds = ofd::group(tables.iter().flat_map(|table| table.descriptors.iter().map(|one| (table.pid, one))))?;
-    let sockets = Sockets::find(&tables, &ofds, mode, allowed.connections)?;
+    let sockets = Sockets::find(&tables, &ofds, mode, &allowed.connections)?;
     let stats: Vec<&Stat> = known.iter().map(|known| &known.outside.stat).collect();
     let terminals = Terminals::find(&tables, &ofds, &stats)?;
     if mode == SurveyMode::Dump {

@@ -66,7 +66,7 @@ pub fn dump(request: &Request) -> Result<Report> {
     let mut writer = Writer::create(&request.dir, request.overwrite)?;
     let mut stash = Stash::new(expected_size(request.root));
     let mut frozen_at = start;
-    let mut session = capture::take(request.root, SurveyMode::Dump, request.allowed, || frozen_at = Instant::now())?;
+    let mut session = capture::take(request.root, SurveyMode::Dump, &request.allowed, || frozen_at = Instant::now())?;
     tracing::debug!(frozen_us = micros(frozen_at), "captured");
     drain::refuse_states(&session.images)?;
     let pending = read_pages(&mut writer, &mut session, &mut stash)?;

@@ -10,7 +10,7 @@ use crate::task::survey::SurveyMode;
 ///
 /// What a dump would refuse is reported like everything else; only what cannot be entered at all is an error.
 pub fn inspect(root: Pid) -> Result<Images> {
-    let tree = capture::take(root, SurveyMode::Inspect, Allowed::default(), || ())?;
+    let tree = capture::take(root, SurveyMode::Inspect, &Allowed::default(), || ())?;
     let images = tree.images.clone();
     tree.release()?;
     Ok(images)

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, ColorChoice, Parser, Subcommand, ValueEnum};
+use ptyagent::files::socket::Chosen;
+use ptyagent::ids::{Pid, RemoteFd};
 
 const STATUS: &str = "\
 Exit status:
@@ -23,7 +25,8 @@ const DUMP_EXAMPLES: &str = "\
 Examples:
   ptyagent dump --inject 4711
   ptyagent dump --inject 4711 -D work --leave-running
-  ptyagent dump --inject \"$(pidof -s vim)\" -D draft --force --json";
+  ptyagent dump --inject \"$(pidof -s vim)\" -D draft --force --json
+  ptyagent dump --inject 4711 --ext-unix=4712:9,4712:10    let go of these two, and of no other";
 
 const RESTORE_EXAMPLES: &str = "\
 A session whose terminal was outside (a terminal emulator, ssh, tmux) continues in this terminal. Any other session goes on where it was, \
@@ -155,12 +158,12 @@ pub struct DumpArgs {
     /// Leave the session stopped, as by SIGSTOP
     #[arg(long)]
     pub leave_stopped: bool,
-    /// Let go of Unix sockets whose peer is outside the session: they come back closed
-    #[arg(long)]
-    pub ext_unix: bool,
-    /// Let go of TCP connections: they come back closed
-    #[arg(long)]
-    pub tcp_close: bool,
+    /// Let go of Unix sockets whose peer is outside the session, all or these (INODE or PID:FD): they come back closed
+    #[arg(long, value_name = "SOCKET", num_args = 0.., require_equals = true, value_delimiter = ',', value_parser = chosen)]
+    pub ext_unix: Option<Vec<Chosen>>,
+    /// Let go of TCP connections, all or these (INODE or PID:FD): they come back closed
+    #[arg(long, value_name = "SOCKET", num_args = 0.., require_equals = true, value_delimiter = ',', value_parser = chosen)]
+    pub tcp_close: Option<Vec<Chosen>>,
     /// Keep removed files that are still in use up to this size each, in bytes or with K, M or G
     #[arg(long, value_name = "SIZE", value_parser = size, default_value = "1M")]
     pub ghost_limit: u64,
@@ -170,6 +173,16 @@ pub struct DumpArgs {
     /// Report in JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// A socket: INODE or PID:FD.
+fn chosen(text: &str) -> Result<Chosen, String> {
+    let number = |text: &str| text.parse::<i32>().ok().filter(|number| *number >= 0);
+    let chosen = match text.split_once(':') {
+        Some((pid, fd)) => number(pid).zip(number(fd)).map(|(pid, fd)| Chosen::Descriptor(Pid(pid), RemoteFd(fd))),
+        None => text.parse().ok().map(Chosen::Inode),
+    };
+    chosen.ok_or_else(|| "it is neither an inode number nor PID:FD".to_owned())
 }
 
 /// A number of bytes.

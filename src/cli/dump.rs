@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use ptyagent::capture::Allowed;
 use ptyagent::dump::{self, After};
 use ptyagent::error::Result;
-use ptyagent::files::socket::{Connections, Policy};
+use ptyagent::files::socket::{Chosen, Connections, LetGo};
 use ptyagent::ids::Pid;
 use ptyagent::image::Overwrite;
 
@@ -31,8 +31,12 @@ pub fn dump(args: &DumpArgs) -> Result<ExitCode> {
 }
 
 fn connections(args: &DumpArgs) -> Connections {
-    let policy = |close: bool| if close { Policy::Close } else { Policy::Refuse };
-    Connections { unix: policy(args.ext_unix), tcp: policy(args.tcp_close) }
+    let let_go = |chosen: &Option<Vec<Chosen>>| match chosen {
+        None => LetGo::None,
+        Some(chosen) if chosen.is_empty() => LetGo::All,
+        Some(chosen) => LetGo::Only(chosen.clone()),
+    };
+    Connections { unix: let_go(&args.ext_unix), tcp: let_go(&args.tcp_close) }
 }
 
 fn dumped(done: &dump::Report, after: After) -> String {

@@ -154,7 +154,7 @@ pub struct Recorder<'a> {
     /// The terminal peer that a description leads to.
     pub tty_ids: &'a BTreeMap<OfdId, u32>,
     pub pipes: pipe::PipeIds,
-    pub sockets: &'a Sockets,
+    pub sockets: &'a Sockets<'a>,
 }
 
 /// Records the descriptor tables and every open file description of a tree once.
@@ -167,7 +167,7 @@ pub fn record(
     ofds: &OfdTable,
     tree: &BTreeSet<Pid>,
     tty_ids: &BTreeMap<OfdId, u32>,
-    sockets: &Sockets,
+    sockets: &Sockets<'_>,
 ) -> Result<()> {
     let mut recorder = Recorder { images, ids, tables, ofds, tree, tty_ids, pipes: pipe::PipeIds::default(), sockets };
     let mut seen = BTreeSet::new();

@@ -121,6 +121,12 @@ impl Sockets {
         got.rooms[0][..got.result as usize].to_vec()
     }
 
+    /// What /proc shows of a descriptor.
+    pub fn link(&self, who: &str, fd: i32) -> String {
+        let path = format!("/proc/{}/fd/{fd}", self.stage.pid(who));
+        std::fs::read_link(path).unwrap().to_string_lossy().into_owned()
+    }
+
     /// The error that a read gives.
     pub fn error(&mut self, who: &str, fd: i32) -> i64 {
         let args = [fd.into(), room(16), Arg::Number(16), libc::MSG_DONTWAIT.into(), 0.into(), 0.into()];

@@ -1,7 +1,7 @@
 //! Unix sockets: pairs, servers, datagrams, what waits in them, peers that are gone or outside.
 
 use crate::run;
-use crate::scene::{DGRAM, SEQPACKET, STREAM, at, unix, words};
+use crate::scene::{DGRAM, SEQPACKET, STREAM, Sockets, at, unix, words};
 use crate::support::{self, Arg, dump, dump_running, restore, room};
 
 #[test]
@@ -161,7 +161,11 @@ fn what_is_outside_is_refused_or_let_go() {
         all.client("root", 10, STREAM, &at(&path));
         let (server, _) = listener.accept().unwrap();
         std::io::Write::write_all(&mut &server, b"greeting").unwrap();
-        all.refused(&format!("whose peer process {} holds", std::process::id()), &[]);
+        let (root, us) = (all.stage.pid("root"), std::process::id());
+        let comm = std::fs::read_to_string("/proc/self/comm").unwrap();
+        let peer = format!("at {} process {us} ({}) holds, outside the tree;", path.display(), comm.trim_end());
+        all.refused(&peer, &[]);
+        all.refused(&format!("or dump with --ext-unix={root}:10 (--ext-unix for all such)"), &[]);
         all.send("root", 10, b"still here");
         let said = all.lossy("--ext-unix");
         assert!(said.contains("lost: process") && said.contains("a Unix socket whose peer"), "{said}");
@@ -177,6 +181,40 @@ fn what_is_outside_is_refused_or_let_go() {
         all.stage.close("root", 11);
         all.socket("root", 13, libc::AF_PACKET, libc::SOCK_RAW, 0);
         all.refused("sockets of this family are not carried", &[]);
+    });
+}
+
+#[test]
+fn only_what_is_chosen_is_let_go() {
+    run(|all| {
+        let path = all.stage.dir.join("outside");
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let mut servers = Vec::new();
+        for fd in 10..13 {
+            all.client("root", fd, STREAM, &at(&path));
+            servers.push(listener.accept().unwrap());
+        }
+        let root = all.stage.pid("root");
+        let refused = |all: &mut Sockets, chosen: &str, fd: i32| {
+            all.refused(&format!("descriptor {fd}: a Unix socket whose peer"), &[&format!("--ext-unix={chosen}")]);
+        };
+        refused(all, &format!("{root}:11,{root}:12"), 10);
+        refused(all, &format!("{root}:10,{root}:12"), 11);
+        for (wrong, says) in [("1:1", "descriptor 1 of process 1 is no socket of the session"), ("77", "has socket 77")]
+        {
+            let (root, dir) = (root.to_string(), all.stage.dir.join("wrong"));
+            let chosen = format!("--ext-unix={wrong}");
+            let output = support::ptyagent(&["dump", "--inject", &root, &chosen, "-D", dir.to_str().unwrap()]);
+            assert_eq!(output.status.code(), Some(1));
+            assert!(support::report(&output).contains(says), "{}", support::report(&output));
+        }
+        // One by its inode.
+        let inode = all.link("root", 12).replace("socket:[", "").replace(']', "");
+        let said = all.lossy(&format!("--ext-unix={root}:10,{root}:11,{inode}"));
+        assert_eq!(said.matches("lost: process").count(), 3, "{said}");
+        for fd in 10..13 {
+            assert_eq!(all.receive("root", fd, 10), b"");
+        }
     });
 }
 

@@ -106,7 +106,7 @@ impl Flight {
     }
 
     /// Refuses a socket in which more waits than could be seen: its one peer has more memory out than all that was seen takes.
-    pub fn refuse_hidden(&self, tables: &[Table<'_>], sockets: &Sockets) -> Result<()> {
+    pub fn refuse_hidden(&self, tables: &[Table<'_>], sockets: &Sockets<'_>) -> Result<()> {
         let all = tables.iter().flat_map(|table| table.descriptors.iter().map(move |one| (table, one)));
         for (table, descriptor) in all.filter(|(_, descriptor)| is_unix_socket(descriptor)) {
             let inode = descriptor.stat.inode;
@@ -131,7 +131,7 @@ impl Flight {
     }
 
     /// Adds all messages to the images.
-    pub fn record(&self, images: &mut Images, sockets: &Sockets, ofds: &OfdTable) -> Result<()> {
+    pub fn record(&self, images: &mut Images, sockets: &Sockets<'_>, ofds: &OfdTable) -> Result<()> {
         let id_of = |inode: &u64| sockets.ids.get(&(*inode as u32));
         let mut queues: Vec<_> =
             self.queues.iter().filter_map(|(inode, queue)| Some((id_of(inode)?.0, queue))).collect();

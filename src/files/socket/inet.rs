@@ -28,7 +28,7 @@ const WAITING: usize = 24;
 const BACKLOG: usize = 28;
 
 /// The entry of a socket; our own record of it, and what was lost, go into the images.
-pub fn record(sockets: &Sockets, images: &mut Images, found: &Description<'_>) -> Result<pb::FileEntry> {
+pub fn record(sockets: &Sockets<'_>, images: &mut Images, found: &Description<'_>) -> Result<pb::FileEntry> {
     let copy = found.copy;
     let subject = || Subject::Fd(found.table.pid, found.descriptor.fd.0);
     let name = socket::name(copy).during("asking for a socket's name", subject())?;
@@ -51,12 +51,12 @@ pub fn record(sockets: &Sockets, images: &mut Images, found: &Description<'_>) -
     if tcp && state == LISTEN {
         if field(WAITING) > 0 {
             let text = format!("a TCP socket in which {} connections wait to be accepted", field(WAITING));
-            sockets.lose(images, found, sockets.connections.tcp, &text, TCP_CLOSE)?;
+            sockets.lose(images, found, &sockets.connections.tcp, &text, TCP_CLOSE)?;
         }
     } else if tcp && connection {
         let to = peer.as_deref().and_then(text).map_or_else(|| " that has ended".into(), |to| format!(" with {to}"));
         let text = format!("a TCP connection{to}");
-        sockets.lose(images, found, sockets.connections.tcp, &text, TCP_CLOSE)?;
+        sockets.lose(images, found, &sockets.connections.tcp, &text, TCP_CLOSE)?;
         closed = true;
         peer = None;
     } else if !tcp && sockets.dumps() {

@@ -22,34 +22,70 @@ use crate::error::{Errno, Error, Result};
 use crate::files::dump::{Description, Table};
 use crate::files::kind::FileKind;
 use crate::files::ofd::{OfdId, OfdTable};
-use crate::ids::Pid;
+use crate::ids::{Pid, RemoteFd};
 use crate::image::{Images, pb};
+use crate::procfs::Stat;
 use crate::task::survey::SurveyMode;
 
 use diag::{Diag, Unix};
 
-/// What the user lets go of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Policy {
+/// Which connections the user lets go of: they come back closed.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum LetGo {
     #[default]
-    Refuse,
-    /// It comes back closed.
-    Close,
+    None,
+    All,
+    Only(Vec<Chosen>),
+}
+
+/// One socket, as a user names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Chosen {
+    /// As `ls -l /proc/PID/fd` shows it.
+    Inode(u32),
+    Descriptor(Pid, RemoteFd),
 }
 
 /// Connections that lead out of the tree.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Connections {
     /// Unix sockets whose peer is outside.
-    pub unix: Policy,
+    pub unix: LetGo,
     /// TCP connections.
-    pub tcp: Policy,
+    pub tcp: LetGo,
+}
+
+impl LetGo {
+    /// The inodes of the chosen ones. Fails for one that is no descriptor of the tree.
+    fn inodes(&self, tables: &[Table<'_>]) -> Result<BTreeSet<u32>> {
+        let LetGo::Only(chosen) = self else { return Ok(BTreeSet::new()) };
+        let all = || tables.iter().flat_map(|table| table.descriptors.iter().map(move |one| (table.pid, one)));
+        let inode_of = |chosen: &Chosen| {
+            let found = all().find(|(pid, one)| match chosen {
+                Chosen::Inode(inode) => one.stat.inode as u32 == *inode,
+                Chosen::Descriptor(of, fd) => (pid, one.fd) == (of, *fd),
+            });
+            let socket = found.filter(|(_, one)| matches!(one.kind, FileKind::Socket { .. }));
+            socket.map(|(_, one)| one.stat.inode as u32).ok_or_else(|| {
+                let what = match chosen {
+                    Chosen::Inode(inode) => format!("no process of the session has socket {inode}"),
+                    Chosen::Descriptor(pid, fd) => {
+                        format!("descriptor {fd} of process {pid} is no socket of the session")
+                    }
+                };
+                Error::failed(format!("{what}; leave it out, then dump again"))
+            })
+        };
+        chosen.iter().map(inode_of).collect()
+    }
 }
 
 /// The sockets of a tree.
 #[derive(Debug)]
-pub struct Sockets {
-    connections: Connections,
+pub struct Sockets<'a> {
+    connections: &'a Connections,
+    /// Those that the user names, by inode.
+    chosen: BTreeSet<u32>,
     mode: SurveyMode,
     unix: BTreeMap<u32, Unix>,
     ids: BTreeMap<u32, OfdId>,
@@ -59,11 +95,17 @@ pub struct Sockets {
     outside: BTreeMap<u32, Pid>,
 }
 
-impl Sockets {
+impl<'a> Sockets<'a> {
     /// Finds all sockets that the tables lead to, and who else has them or their peers.
-    pub fn find(tables: &[Table<'_>], ofds: &OfdTable, mode: SurveyMode, connections: Connections) -> Result<Sockets> {
+    pub fn find(
+        tables: &[Table<'_>],
+        ofds: &OfdTable,
+        mode: SurveyMode,
+        connections: &'a Connections,
+    ) -> Result<Sockets<'a>> {
+        let chosen = connections.unix.inodes(tables)?.into_iter().chain(connections.tcp.inodes(tables)?).collect();
         let (unix, ids, holders, outside) = Default::default();
-        let mut sockets = Sockets { connections, mode, unix, ids, holders, outside };
+        let mut sockets = Sockets { connections, chosen, mode, unix, ids, holders, outside };
         let mut wanted = BTreeSet::new();
         let mut diag = None;
         for table in tables {
@@ -112,13 +154,22 @@ impl Sockets {
         self.mode == SurveyMode::Dump
     }
 
-    /// Refuses, or notes a loss that the user has allowed.
-    fn lose(&self, images: &mut Images, found: &Description<'_>, policy: Policy, text: &str, flag: &str) -> Result<()> {
-        if self.dumps() && policy == Policy::Refuse {
-            let remedy = format!("end the program that uses it, or dump with {flag}, which brings it back closed");
+    /// Refuses, or notes a loss that the user has allowed with a flag.
+    fn lose(&self, images: &mut Images, found: &Description<'_>, policy: &LetGo, text: &str, flag: &str) -> Result<()> {
+        let allowed = match policy {
+            LetGo::None => false,
+            LetGo::All => true,
+            LetGo::Only(_) => self.chosen.contains(&inode(found)),
+        };
+        let (pid, fd) = (found.table.pid, found.descriptor.fd);
+        if self.dumps() && !allowed {
+            let one = if found.table.is_in_flight() { inode(found).to_string() } else { format!("{pid}:{fd}") };
+            let remedy = format!(
+                "end the program that uses it, or dump with {flag}={one} ({flag} for all such), which brings it back closed"
+            );
             return Err(found.refuse(text, &remedy));
         }
-        let (pid, fd) = (Some(found.table.pid.0 as u32), Some(found.descriptor.fd.0));
+        let (pid, fd) = (Some(pid.0 as u32), Some(fd.0));
         let text = Some(format!("{text}: it comes back closed"));
         images.own.get_or_insert_default().losses.push(pb::PtyagentLoss { pid, fd, text });
         Ok(())
@@ -156,6 +207,14 @@ pub fn is_carried(protocol: Option<&str>) -> bool {
     is_unix(protocol) || matches!(protocol, Some("NETLINK" | "TCP" | "TCPv6" | "UDP" | "UDPv6"))
 }
 
+/// A process as a refusal names it: its number and its program's name.
+fn called(pid: Pid) -> String {
+    match Stat::read(pid) {
+        Ok(stat) => format!("process {pid} ({})", stat.comm_text()),
+        Err(_) => format!("process {pid}"),
+    }
+}
+
 /// Which sockets processes outside the tree have open, by inode. One that cannot be looked into counts as not having it.
 fn outside_holders(inside: &[Pid], wanted: &BTreeSet<u32>) -> BTreeMap<u32, Pid> {
     let mut found = BTreeMap::new();
@@ -172,7 +231,7 @@ fn outside_holders(inside: &[Pid], wanted: &BTreeSet<u32>) -> BTreeMap<u32, Pid>
             let Ok(link) = std::fs::read_link(entry.path()) else { continue };
             let number = link.to_str().and_then(|name| name.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok());
             if let Some(inode) = number.filter(|inode| wanted.contains(inode)) {
-                found.insert(inode, pid);
+                found.entry(inode).or_insert(pid);
             }
         }
     }

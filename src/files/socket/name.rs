@@ -45,6 +45,15 @@ impl Name<'_> {
     }
 }
 
+/// The name of an address for a person; an abstract one begins with @.
+pub fn text(address: &[u8]) -> Option<String> {
+    match Name::of(address) {
+        Name::None => None,
+        Name::Abstract => Some(format!("@{}", address.get(FAMILY + 1..).unwrap_or_default().escape_ascii())),
+        Name::Path(path) => Some(path.display().to_string()),
+    }
+}
+
 /// The file of a bound socket, still in its temporary directory, which goes when this is dropped.
 #[derive(Debug)]
 pub struct Node {

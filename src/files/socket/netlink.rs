@@ -14,7 +14,7 @@ use super::{Sockets, inode};
 use crate::files::dump::Description;
 
 /// The entry of a socket; our own record of it goes into the images.
-pub fn record(sockets: &Sockets, images: &mut Images, found: &Description<'_>) -> Result<pb::FileEntry> {
+pub fn record(sockets: &Sockets<'_>, images: &mut Images, found: &Description<'_>) -> Result<pb::FileEntry> {
     let copy = found.copy;
     let failed = super::events(copy).is_ok_and(|events| events.contains(PollFlags::POLLERR));
     if sockets.dumps() && (failed || is_busy(inode(found))) {

@@ -25,7 +25,7 @@ const SOF_TIMESTAMPING_OPT_ID: u8 = 1 << 7;
 /// What CRIU has fields for, and all options that the kernel tells, in the order in which they are to be set. Refused for a dump: what cannot be
 /// carried.
 pub fn record(
-    sockets: &Sockets,
+    sockets: &Sockets<'_>,
     found: &Description<'_>,
     family: Family,
 ) -> Result<(pb::SkOptsEntry, Vec<pb::PtyagentSockopt>)> {

@@ -16,9 +16,9 @@ use crate::procfs::Status;
 use crate::sys::socket;
 
 use super::diag::Unix;
-use super::name::Name;
+use super::name::{self, Name};
 use super::options::{self, Family};
-use super::{Policy, Sockets};
+use super::{LetGo, Sockets, called};
 use crate::files::dump::Description;
 
 pub const ESTABLISHED: u32 = 1;
@@ -39,14 +39,14 @@ enum Peer {
 }
 
 /// The entry of a socket; our own record of it, and what was lost, go into the images.
-pub fn record(sockets: &Sockets, images: &mut Images, found: &Description<'_>) -> Result<pb::FileEntry> {
+pub fn record(sockets: &Sockets<'_>, images: &mut Images, found: &Description<'_>) -> Result<pb::FileEntry> {
     let inode = super::inode(found);
     let unix = sockets.unix.get(&inode).ok_or_else(|| {
         let remedy = "end the program that holds it, then dump again";
         found.refuse("a socket of another network namespace", remedy)
     })?;
     if let Some(holder) = sockets.outside.get(&inode) {
-        let text = format!("a socket that process {holder}, outside the tree, has open too");
+        let text = format!("a socket that {}, outside the tree, has open too", called(*holder));
         sockets.lose(images, found, policy_of(sockets, unix), &text, EXT_UNIX)?;
     }
     refuse_early_data(sockets, found)?;
@@ -92,8 +92,8 @@ fn subject(found: &Description<'_>) -> Subject {
 }
 
 /// A listening socket or a receiver that somebody else has too cannot be let go of: its name would stay taken.
-fn policy_of(sockets: &Sockets, unix: &Unix) -> Policy {
-    if unix.peer.is_some() { sockets.connections.unix } else { Policy::Refuse }
+fn policy_of<'a>(sockets: &Sockets<'a>, unix: &Unix) -> &'a LetGo {
+    if unix.peer.is_some() { &sockets.connections.unix } else { &LetGo::None }
 }
 
 /// Whether it is an end of a connection, so that its name is that of the listening socket and the file is that one's.
@@ -101,7 +101,7 @@ fn is_accepted(unix: &Unix) -> bool {
     unix.kind != libc::SOCK_DGRAM as u32 && unix.state == ESTABLISHED
 }
 
-fn peer(sockets: &Sockets, images: &mut Images, found: &Description<'_>, unix: &Unix) -> Result<Peer> {
+fn peer(sockets: &Sockets<'_>, images: &mut Images, found: &Description<'_>, unix: &Unix) -> Result<Peer> {
     let inode = super::inode(found);
     let outside = match unix.peer {
         None => return Ok(Peer::None),
@@ -110,17 +110,25 @@ fn peer(sockets: &Sockets, images: &mut Images, found: &Description<'_>, unix: &
         Some(0) => "a Unix socket connected to a socket outside the tree that has not accepted it yet".to_owned(),
         Some(peer) if sockets.unix.contains_key(&peer) => return Ok(Peer::Inside(peer)),
         Some(peer) => match sockets.outside.get(&peer) {
-            Some(holder) => format!("a Unix socket whose peer process {holder} holds, outside the tree"),
-            None => "a Unix socket whose peer is outside the tree".to_owned(),
+            Some(holder) => {
+                format!("a Unix socket whose peer{} {} holds, outside the tree", at(found), called(*holder))
+            }
+            None => format!("a Unix socket whose peer{} is outside the tree", at(found)),
         },
     };
-    sockets.lose(images, found, sockets.connections.unix, &outside, EXT_UNIX)?;
+    sockets.lose(images, found, &sockets.connections.unix, &outside, EXT_UNIX)?;
     Ok(Peer::Closed)
+}
+
+/// The name of a socket's peer, where it has one.
+fn at(found: &Description<'_>) -> String {
+    let address = socket::peer_name(found.copy).unwrap_or_default();
+    name::text(&address).map_or_else(String::new, |name| format!(" at {name}"))
 }
 
 /// Clients that wait in a listening socket. Each connects again, so it must not have sent anything yet.
 fn waiting(
-    sockets: &Sockets,
+    sockets: &Sockets<'_>,
     images: &mut Images,
     found: &Description<'_>,
     unix: &Unix,
@@ -135,11 +143,11 @@ fn waiting(
             }
             None => {
                 let who = match sockets.outside.get(inode) {
-                    Some(holder) => format!("from process {holder}, outside the tree"),
+                    Some(holder) => format!("from {}, outside the tree", called(*holder)),
                     None => "whose client has closed or is outside the tree".to_owned(),
                 };
                 let text = format!("a listening socket with a connection {who}, waiting to be accepted");
-                sockets.lose(images, found, sockets.connections.unix, &text, EXT_UNIX)?;
+                sockets.lose(images, found, &sockets.connections.unix, &text, EXT_UNIX)?;
             }
         }
     }
@@ -147,7 +155,7 @@ fn waiting(
 }
 
 /// Refuses a client that waits to be accepted and has already sent something: no descriptor leads to it.
-fn refuse_early_data(sockets: &Sockets, found: &Description<'_>) -> Result<()> {
+fn refuse_early_data(sockets: &Sockets<'_>, found: &Description<'_>) -> Result<()> {
     let inode = super::inode(found);
     let waits = sockets.unix.values().any(|listener| listener.waiting.contains(&inode));
     let sent = crate::sys::tty::unsent(found.copy).unwrap_or(0);
