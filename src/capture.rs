@@ -12,10 +12,10 @@ use crate::files::dump as file_records;
 use crate::files::dump::{FileIds, Table};
 use crate::files::kind::Descriptor;
 use crate::files::ofd::{self, OfdTable};
-use crate::files::outside::Mapped;
+use crate::files::outside::{LetGoOf, Mapped};
 use crate::files::removed::Removed;
+use crate::files::socket::Sockets;
 use crate::files::socket::flight::Flight;
-use crate::files::socket::{Connections, Sockets};
 use crate::files::transfer::{self, Caller};
 use crate::files::{locks, outside};
 use crate::ids::{Pid, Tid};
@@ -55,14 +55,14 @@ pub struct Captured {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Allowed {
     /// What becomes of connections that lead out of the tree.
-    pub connections: Connections,
+    pub let_go: LetGoOf,
     /// How many bytes of content each removed file may have.
     pub removed_bytes: u64,
 }
 
 impl Default for Allowed {
     fn default() -> Allowed {
-        Allowed { connections: Connections::default(), removed_bytes: 1 << 20 }
+        Allowed { let_go: LetGoOf::default(), removed_bytes: 1 << 20 }
     }
 }
 
@@ -149,17 +149,18 @@ pub fn capture(frozen: Frozen, survey: &Survey, waits: &Waits, mode: SurveyMode,
     let flight = Flight::find(&tables, mode)?;
     tables.push(flight.table());
     let ofds = ofd::group(tables.iter().flat_map(|table| table.descriptors.iter().map(|one| (table.pid, one))))?;
-    let sockets = Sockets::find(&tables, &ofds, mode, &allowed.connections)?;
+    let sockets = Sockets::find(&tables, &ofds, mode, &allowed.let_go)?;
     let stats: Vec<&Stat> = known.iter().map(|known| &known.outside.stat).collect();
     let terminals = Terminals::find(&tables, &ofds, &stats)?;
+    let mut images = Images::default();
     if mode == SurveyMode::Dump {
         let mappings: Vec<Mapped<'_>> = known.iter().map(Known::mapped).collect();
-        outside::refuse_shared(&tables, &mappings)?;
+        let lost = outside::refuse_shared(&tables, &mappings, &allowed.let_go.pipes)?;
+        images.own.get_or_insert_default().losses.extend(lost);
         locks::refuse_waiters(&tables)?;
         flight.refuse_hidden(&tables, &sockets)?;
         known.iter().try_for_each(refuse_without_vdso)?;
     }
-    let mut images = Images::default();
     sharing::record(&mut images, &known.iter().map(|known| known.pid).collect::<Vec<Pid>>())?;
     let removed = Removed::new((mode == SurveyMode::Dump).then_some(allowed.removed_bytes));
     let mut ids = FileIds::after(&ofds, removed);

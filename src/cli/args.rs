@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, ColorChoice, Parser, Subcommand, ValueEnum};
-use ptyagent::files::socket::Chosen;
+use ptyagent::files::outside::Chosen;
 use ptyagent::ids::{Pid, RemoteFd};
 
 const STATUS: &str = "\
@@ -164,6 +164,9 @@ pub struct DumpArgs {
     /// Let go of TCP connections, all or these (INODE or PID:FD): they come back closed
     #[arg(long, value_name = "SOCKET", num_args = 0.., require_equals = true, value_delimiter = ',', value_parser = chosen)]
     pub tcp_close: Option<Vec<Chosen>>,
+    /// Let go of pipes that a process outside the session has open, all or these (INODE or PID:FD): that end comes back closed
+    #[arg(long, value_name = "PIPE", num_args = 0.., require_equals = true, value_delimiter = ',', value_parser = chosen)]
+    pub ext_pipe: Option<Vec<Chosen>>,
     /// Keep removed files that are still in use up to this size each, in bytes or with K, M or G
     #[arg(long, value_name = "SIZE", value_parser = size, default_value = "1M")]
     pub ghost_limit: u64,
@@ -175,7 +178,7 @@ pub struct DumpArgs {
     pub json: bool,
 }
 
-/// A socket: INODE or PID:FD.
+/// A socket or pipe: INODE or PID:FD.
 fn chosen(text: &str) -> Result<Chosen, String> {
     let number = |text: &str| text.parse::<i32>().ok().filter(|number| *number >= 0);
     let chosen = match text.split_once(':') {

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use ptyagent::capture::Allowed;
 use ptyagent::dump::{self, After};
 use ptyagent::error::Result;
-use ptyagent::files::socket::{Chosen, Connections, LetGo};
+use ptyagent::files::outside::{Chosen, LetGo, LetGoOf};
 use ptyagent::ids::Pid;
 use ptyagent::image::Overwrite;
 
@@ -23,20 +23,21 @@ pub fn dump(args: &DumpArgs) -> Result<ExitCode> {
     let overwrite = if args.force { Overwrite::Replace } else { Overwrite::Refuse };
     let dir = args.dir.clone().unwrap_or_else(|| PathBuf::from(format!("ptyagent-{}", args.inject)));
     let spinner = Spinner::start(format!("saving process {}", args.inject));
-    let allowed = Allowed { connections: connections(args), removed_bytes: args.ghost_limit };
+    let allowed = Allowed { let_go: let_go_of(args), removed_bytes: args.ghost_limit };
     let done = dump::dump(&dump::Request { root: Pid(args.inject), dir, after, overwrite, allowed })?;
     drop(spinner);
     report(&if args.json { json(&done) } else { dumped(&done, after) });
     Ok(ExitCode::SUCCESS)
 }
 
-fn connections(args: &DumpArgs) -> Connections {
+fn let_go_of(args: &DumpArgs) -> LetGoOf {
     let let_go = |chosen: &Option<Vec<Chosen>>| match chosen {
         None => LetGo::None,
         Some(chosen) if chosen.is_empty() => LetGo::All,
         Some(chosen) => LetGo::Only(chosen.clone()),
     };
-    Connections { unix: let_go(&args.ext_unix), tcp: let_go(&args.tcp_close) }
+    let (unix, tcp, pipes) = (let_go(&args.ext_unix), let_go(&args.tcp_close), let_go(&args.ext_pipe));
+    LetGoOf { unix, tcp, pipes }
 }
 
 fn dumped(done: &dump::Report, after: After) -> String {

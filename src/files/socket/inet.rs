@@ -51,12 +51,12 @@ pub fn record(sockets: &Sockets<'_>, images: &mut Images, found: &Description<'_
     if tcp && state == LISTEN {
         if field(WAITING) > 0 {
             let text = format!("a TCP socket in which {} connections wait to be accepted", field(WAITING));
-            sockets.lose(images, found, &sockets.connections.tcp, &text, TCP_CLOSE)?;
+            sockets.lose(images, found, &sockets.let_go.tcp, &text, TCP_CLOSE)?;
         }
     } else if tcp && connection {
         let to = peer.as_deref().and_then(text).map_or_else(|| " that has ended".into(), |to| format!(" with {to}"));
         let text = format!("a TCP connection{to}");
-        sockets.lose(images, found, &sockets.connections.tcp, &text, TCP_CLOSE)?;
+        sockets.lose(images, found, &sockets.let_go.tcp, &text, TCP_CLOSE)?;
         closed = true;
         peer = None;
     } else if !tcp && sockets.dumps() {

@@ -1,4 +1,4 @@
-//! Sockets: Unix sockets with their queues, Internet sockets without connections, idle netlink sockets.
+//! Sockets: Unix sockets with their queues, Internet sockets without let_go, idle netlink sockets.
 //!
 //! Each is asked through the controller's own copy (pidfd_getfd) and through sock_diag; nothing is taken out of a queue. A restore makes them
 //! by [`SocketStep`](crate::plan::sockets::SocketStep)s before there is any process, so that all recorded process ids are free for the
@@ -22,70 +22,19 @@ use crate::error::{Errno, Error, Result};
 use crate::files::dump::{Description, Table};
 use crate::files::kind::FileKind;
 use crate::files::ofd::{OfdId, OfdTable};
-use crate::ids::{Pid, RemoteFd};
+use crate::files::outside::{self, LetGo, LetGoOf};
+use crate::ids::Pid;
 use crate::image::{Images, pb};
-use crate::procfs::Stat;
 use crate::task::survey::SurveyMode;
 
 use diag::{Diag, Unix};
 
-/// Which connections the user lets go of: they come back closed.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub enum LetGo {
-    #[default]
-    None,
-    All,
-    Only(Vec<Chosen>),
-}
-
-/// One socket, as a user names it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Chosen {
-    /// As `ls -l /proc/PID/fd` shows it.
-    Inode(u32),
-    Descriptor(Pid, RemoteFd),
-}
-
-/// Connections that lead out of the tree.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Connections {
-    /// Unix sockets whose peer is outside.
-    pub unix: LetGo,
-    /// TCP connections.
-    pub tcp: LetGo,
-}
-
-impl LetGo {
-    /// The inodes of the chosen ones. Fails for one that is no descriptor of the tree.
-    fn inodes(&self, tables: &[Table<'_>]) -> Result<BTreeSet<u32>> {
-        let LetGo::Only(chosen) = self else { return Ok(BTreeSet::new()) };
-        let all = || tables.iter().flat_map(|table| table.descriptors.iter().map(move |one| (table.pid, one)));
-        let inode_of = |chosen: &Chosen| {
-            let found = all().find(|(pid, one)| match chosen {
-                Chosen::Inode(inode) => one.stat.inode as u32 == *inode,
-                Chosen::Descriptor(of, fd) => (pid, one.fd) == (of, *fd),
-            });
-            let socket = found.filter(|(_, one)| matches!(one.kind, FileKind::Socket { .. }));
-            socket.map(|(_, one)| one.stat.inode as u32).ok_or_else(|| {
-                let what = match chosen {
-                    Chosen::Inode(inode) => format!("no process of the session has socket {inode}"),
-                    Chosen::Descriptor(pid, fd) => {
-                        format!("descriptor {fd} of process {pid} is no socket of the session")
-                    }
-                };
-                Error::failed(format!("{what}; leave it out, then dump again"))
-            })
-        };
-        chosen.iter().map(inode_of).collect()
-    }
-}
-
 /// The sockets of a tree.
 #[derive(Debug)]
 pub struct Sockets<'a> {
-    connections: &'a Connections,
+    let_go: &'a LetGoOf,
     /// Those that the user names, by inode.
-    chosen: BTreeSet<u32>,
+    chosen: BTreeSet<u64>,
     mode: SurveyMode,
     unix: BTreeMap<u32, Unix>,
     ids: BTreeMap<u32, OfdId>,
@@ -97,15 +46,10 @@ pub struct Sockets<'a> {
 
 impl<'a> Sockets<'a> {
     /// Finds all sockets that the tables lead to, and who else has them or their peers.
-    pub fn find(
-        tables: &[Table<'_>],
-        ofds: &OfdTable,
-        mode: SurveyMode,
-        connections: &'a Connections,
-    ) -> Result<Sockets<'a>> {
-        let chosen = connections.unix.inodes(tables)?.into_iter().chain(connections.tcp.inodes(tables)?).collect();
+    pub fn find(tables: &[Table<'_>], ofds: &OfdTable, mode: SurveyMode, let_go: &'a LetGoOf) -> Result<Sockets<'a>> {
+        let chosen = let_go.unix.inodes(tables)?.into_iter().chain(let_go.tcp.inodes(tables)?).collect();
         let (unix, ids, holders, outside) = Default::default();
-        let mut sockets = Sockets { connections, chosen, mode, unix, ids, holders, outside };
+        let mut sockets = Sockets { let_go, chosen, mode, unix, ids, holders, outside };
         let mut wanted = BTreeSet::new();
         let mut diag = None;
         for table in tables {
@@ -156,22 +100,13 @@ impl<'a> Sockets<'a> {
 
     /// Refuses, or notes a loss that the user has allowed with a flag.
     fn lose(&self, images: &mut Images, found: &Description<'_>, policy: &LetGo, text: &str, flag: &str) -> Result<()> {
-        let allowed = match policy {
-            LetGo::None => false,
-            LetGo::All => true,
-            LetGo::Only(_) => self.chosen.contains(&inode(found)),
-        };
-        let (pid, fd) = (found.table.pid, found.descriptor.fd);
-        if self.dumps() && !allowed {
-            let one = if found.table.is_in_flight() { inode(found).to_string() } else { format!("{pid}:{fd}") };
-            let remedy = format!(
-                "end the program that uses it, or dump with {flag}={one} ({flag} for all such), which brings it back closed"
-            );
+        if self.dumps() && !policy.covers(&self.chosen, found.descriptor) {
+            let remedy =
+                format!("end the program that uses it, or {}", outside::offer(flag, found.table, found.descriptor));
             return Err(found.refuse(text, &remedy));
         }
-        let (pid, fd) = (Some(pid.0 as u32), Some(fd.0));
-        let text = Some(format!("{text}: it comes back closed"));
-        images.own.get_or_insert_default().losses.push(pb::PtyagentLoss { pid, fd, text });
+        let loss = outside::loss(found.table, found.descriptor, text);
+        images.own.get_or_insert_default().losses.push(loss);
         Ok(())
     }
 }
@@ -202,17 +137,9 @@ fn inode(found: &Description<'_>) -> u32 {
     found.descriptor.stat.inode as u32
 }
 
-/// Whether sockets of this protocol are carried, connections apart.
+/// Whether sockets of this protocol are carried, let_go apart.
 pub fn is_carried(protocol: Option<&str>) -> bool {
     is_unix(protocol) || matches!(protocol, Some("NETLINK" | "TCP" | "TCPv6" | "UDP" | "UDPv6"))
-}
-
-/// A process as a refusal names it: its number and its program's name.
-fn called(pid: Pid) -> String {
-    match Stat::read(pid) {
-        Ok(stat) => format!("process {pid} ({})", stat.comm_text()),
-        Err(_) => format!("process {pid}"),
-    }
 }
 
 /// Which sockets processes outside the tree have open, by inode. One that cannot be looked into counts as not having it.

@@ -15,11 +15,12 @@ use crate::image::{Images, pb};
 use crate::procfs::Status;
 use crate::sys::socket;
 
+use super::Sockets;
 use super::diag::Unix;
 use super::name::{self, Name};
 use super::options::{self, Family};
-use super::{LetGo, Sockets, called};
 use crate::files::dump::Description;
+use crate::files::outside::{LetGo, called};
 
 pub const ESTABLISHED: u32 = 1;
 pub const CLOSE: u32 = 7;
@@ -93,7 +94,7 @@ fn subject(found: &Description<'_>) -> Subject {
 
 /// A listening socket or a receiver that somebody else has too cannot be let go of: its name would stay taken.
 fn policy_of<'a>(sockets: &Sockets<'a>, unix: &Unix) -> &'a LetGo {
-    if unix.peer.is_some() { &sockets.connections.unix } else { &LetGo::None }
+    if unix.peer.is_some() { &sockets.let_go.unix } else { &LetGo::None }
 }
 
 /// Whether it is an end of a connection, so that its name is that of the listening socket and the file is that one's.
@@ -116,7 +117,7 @@ fn peer(sockets: &Sockets<'_>, images: &mut Images, found: &Description<'_>, uni
             None => format!("a Unix socket whose peer{} is outside the tree", at(found)),
         },
     };
-    sockets.lose(images, found, &sockets.connections.unix, &outside, EXT_UNIX)?;
+    sockets.lose(images, found, &sockets.let_go.unix, &outside, EXT_UNIX)?;
     Ok(Peer::Closed)
 }
 
@@ -147,7 +148,7 @@ fn waiting(
                     None => "whose client has closed or is outside the tree".to_owned(),
                 };
                 let text = format!("a listening socket with a connection {who}, waiting to be accepted");
-                sockets.lose(images, found, &sockets.connections.unix, &text, EXT_UNIX)?;
+                sockets.lose(images, found, &sockets.let_go.unix, &text, EXT_UNIX)?;
             }
         }
     }
