@@ -36,7 +36,7 @@ pub fn record(description: &Description<'_>, own: &mut pb::PtyagentOfd) -> Resul
         return Err(description.refuse(kind, "let the program read it, then dump again"));
     }
     if let Some(clock) = keeps_point(&timer) {
-        let now = event::clock_ns(clock).during("reading a clock", Subject::None)?;
+        let now = now(clock)?;
         own.timerfd_expiry_ns = Some(now + timer.vsec as i64 * SECOND + timer.vnsec as i64);
     }
     timer.id = description.id.0;
@@ -84,7 +84,7 @@ pub fn open(images: &Images, entry: &pb::TimerfdEntry) -> Result<OwnedFd> {
     let value = match point {
         Some(point) => split(point),
         None if flags & libc::TFD_TIMER_ABSTIME != 0 && left != (0, 0) => {
-            let now = event::clock_ns(entry.clockid as i32).during("reading a clock", Subject::None)?;
+            let now = now(entry.clockid as i32)?;
             split(now.saturating_add(left.0.saturating_mul(SECOND)).saturating_add(left.1))
         }
         None => left,
@@ -96,6 +96,16 @@ pub fn open(images: &Images, entry: &pb::TimerfdEntry) -> Result<OwnedFd> {
     }
     set_status_flags(fd.as_fd(), entry.flags)?;
     Ok(fd)
+}
+
+/// The time of a timer's clock. The clocks of alarms show what those beside them show, and cannot be read where the machine has none that wakes it.
+fn now(clock: i32) -> Result<i64> {
+    let beside = match clock {
+        libc::CLOCK_REALTIME_ALARM => libc::CLOCK_REALTIME,
+        libc::CLOCK_BOOTTIME_ALARM => libc::CLOCK_BOOTTIME,
+        clock => clock,
+    };
+    event::clock_ns(beside).during("reading a clock", Subject::None)
 }
 
 fn split(ns: i64) -> Time {

@@ -196,6 +196,80 @@ static void epolls(void)
 	expect_events("once, again", once, 1, 14, EPOLLIN | EPOLLHUP);
 }
 
+/* What only some epoll entries have: one waiter woken, no sleep of the machine, an edge that came after the last look. */
+static void epoll_modes(void)
+{
+	int exclusive = epoll_create1(0), awake = epoll_create1(0), edges = epoll_create1(0), once = epoll_create1(0);
+	int pipes[2][2], event = eventfd(0, EFD_NONBLOCK);
+	for (int n = 0; n < 2; n++)
+		if (pipe2(pipes[n], O_NONBLOCK))
+			die("pipe");
+	add(exclusive, pipes[0][0], EPOLLIN | EPOLLEXCLUSIVE, 1);
+	add(awake, pipes[0][0], EPOLLIN | EPOLLWAKEUP, 2);
+	add(edges, pipes[0][0], EPOLLIN | EPOLLET, 3);
+	add(edges, event, EPOLLIN | EPOLLOUT | EPOLLET, 4);
+	add(once, pipes[1][0], EPOLLIN | EPOLLET | EPOLLONESHOT, 5);
+	add(once, event, EPOLLOUT | EPOLLET | EPOLLONESHOT, 6);
+	expect_events("edge of the eventfd", edges, 1, 4, EPOLLOUT);
+	expect_events("once, fired", once, 1, 6, EPOLLOUT);
+	same(write(pipes[0][1], "x", 1), 1);
+	expect_events("edge", edges, 1, 3, EPOLLIN);
+	same(write(pipes[0][1], "y", 1), 1);
+	pause_here();
+	expect_events("exclusive", exclusive, 1, 1, EPOLLIN);
+	expect_events("awake", awake, 1, 2, EPOLLIN);
+	struct epoll_event got[8];
+	int count = epoll_wait(edges, got, 8, 0), new_edge = 0;
+	for (int n = 0; n < count; n++)
+		new_edge |= got[n].data.u64 == 3 && got[n].events == EPOLLIN;
+	expect(new_edge);
+	expect_events("edges, seen", edges, 0, 0, 0);
+	expect_events("once, fired before", once, 0, 0, 0);
+	same(write(pipes[1][1], "z", 1), 1);
+	expect_events("once, first", once, 1, 5, EPOLLIN);
+	same(write(pipes[1][1], "z", 1), 1);
+	expect_events("once, fired now", once, 0, 0, 0);
+	/* The kernel forbids to modify an exclusive entry. */
+	struct epoll_event plain = { EPOLLIN, { .u64 = 1 } };
+	same(epoll_ctl(exclusive, EPOLL_CTL_MOD, pipes[0][0], &plain), -1);
+	same(errno, EINVAL);
+}
+
+static void fired_epoll(void)
+{
+	int set = epoll_create1(0), ends[2];
+	char byte;
+	if (pipe(ends) || write(ends[1], "x", 1) != 1)
+		die("pipe");
+	add(set, ends[0], EPOLLIN | EPOLLONESHOT, 1);
+	expect_events("once", set, 1, 1, EPOLLIN);
+	same(read(ends[0], &byte, 1), 1);
+	pause_here();
+	expect_events("once, fired", set, 0, 0, 0);
+}
+
+static void alarms(void)
+{
+	struct itimerspec hour = { { 5, 0 }, { 3600, 0 } }, point = { { 0, 0 }, { 0, 0 } }, got;
+	struct timespec now;
+	int after = timerfd_create(CLOCK_BOOTTIME_ALARM, TFD_NONBLOCK), at = timerfd_create(CLOCK_REALTIME_ALARM, TFD_NONBLOCK);
+	if (after < 0 || at < 0)
+		die("timerfd_create");
+	timerfd_settime(after, 0, &hour, NULL);
+	clock_gettime(CLOCK_REALTIME, &now);
+	point.it_value.tv_sec = now.tv_sec + 5000;
+	timerfd_settime(at, TFD_TIMER_ABSTIME, &point, NULL);
+	pause_here();
+	timerfd_gettime(after, &got);
+	expect(got.it_value.tv_sec > 3500 && got.it_value.tv_sec < 3600);
+	same(got.it_interval.tv_sec, 5);
+	clock_gettime(CLOCK_REALTIME, &now);
+	timerfd_gettime(at, &got);
+	long long off_by = (now.tv_sec + got.it_value.tv_sec - point.it_value.tv_sec) * 1000000000 + now.tv_nsec + got.it_value.tv_nsec;
+	expect(off_by > -500000000 && off_by < 500000000);
+	expect_nothing(after);
+}
+
 static void pidfds(void)
 {
 	pid_t child = fork();
@@ -232,7 +306,7 @@ int main(int argc, char **argv)
 {
 	static const struct check checks[] = {
 		{ "eventfds", eventfds }, { "timerfds", timerfds }, { "signalfds", signalfds }, { "epolls", epolls },
-		{ "pidfds", pidfds },
+		{ "pidfds", pidfds }, { "epoll_modes", epoll_modes }, { "fired_epoll", fired_epoll }, { "alarms", alarms },
 	};
 	return run_check(argc, argv, checks, sizeof checks / sizeof *checks);
 }
