@@ -6,12 +6,13 @@ use prost_build::Config;
 use protox::prost_reflect::{Cardinality, DescriptorPool, EnumDescriptor, Kind};
 
 /// Each names its imports itself, but all of them are listed so that cargo watches them.
-const PROTOS: [&str; 7] = [
+const PROTOS: [&str; 8] = [
     "proto/fown.proto",
     "proto/task.proto",
     "proto/files.proto",
     "proto/tty.proto",
     "proto/mem.proto",
+    "proto/ipc.proto",
     "proto/inventory.proto",
     "proto/own.proto",
 ];

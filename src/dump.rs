@@ -17,7 +17,7 @@ use crate::image::{CommitReport, Images, Overwrite, Writer, pb};
 use crate::inject::batch::{Ask, Batch};
 use crate::mem::copy::{self, Access, Stash, Wish};
 use crate::mem::pages::{PAGE, PageMap, PageRange, Wanted};
-use crate::mem::{self, inherit, shared, status};
+use crate::mem::{self, inherit, segment, shared, status};
 use crate::sys::process::pidfd_send_signal;
 use crate::task::survey::{self, SurveyMode};
 use crate::tty::drain::{self, Drained};
@@ -85,11 +85,13 @@ pub fn dump(request: &Request) -> Result<Report> {
         .filter(|run| run.is_stored())
         .map(pb::PagemapEntry::pages)
         .sum();
+    let mut losses = losses(&images);
     let (frozen_us, commit) = match request.after {
         After::Kill => {
             let captured_us = micros(frozen_at);
             let commit = commit(writer, &images, &stash, pending)?;
             kill(processes, &images)?;
+            losses.extend(segment::remove(&images));
             (captured_us, commit)
         }
         After::LeaveRunning | After::LeaveStopped => {
@@ -107,7 +109,7 @@ pub fn dump(request: &Request) -> Result<Report> {
         pages,
         bytes: commit.bytes,
         controller_peak_kib: peak_memory_kib(),
-        losses: losses(&images),
+        losses,
     })
 }
 
@@ -220,7 +222,9 @@ fn own_task(images: &mut Images, pid: u32) -> Option<&mut pb::PtyagentTask> {
 
 /// Copies the memory that the tree shares, each object once.
 fn read_shared(writer: &mut Writer, session: &mut Tree) -> Result<()> {
-    let objects = shared::objects(session.processes.iter().map(|process| (process.pid, process.mappings.as_slice())));
+    let tree = || session.processes.iter().map(|process| (process.pid, process.mappings.as_slice()));
+    segment::record(&mut session.images, tree())?;
+    let objects = shared::objects(tree());
     shared::refuse_outside(&objects, &session.processes.iter().map(|process| process.pid).collect())?;
     // Files of pages are numbered by their processes; these come behind.
     let mut id = session.processes.iter().map(|process| process.pid.0 as u32).max().unwrap_or(0);

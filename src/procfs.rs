@@ -10,6 +10,7 @@ pub mod maps;
 pub mod mountinfo;
 pub mod stat;
 pub mod status;
+pub mod sysvipc;
 pub mod tree;
 
 use std::ffi::{OsStr, OsString};

@@ -61,7 +61,7 @@ impl Memfds {
             ));
         };
         let seals = fcntl(&file, FcntlArg::F_GET_SEALS).during("asking for the seals of a memory file", subject())?;
-        let shmid = metadata.ino() as u32;
+        let shmid = shared::of_inode(metadata.ino());
         images.memfds.push(pb::MemfdInodeEntry {
             name: name.to_owned(),
             uid: metadata.uid(),

@@ -110,7 +110,7 @@ fn object(descriptor: &Descriptor) -> Option<Object> {
 
 /// What a shared mapping shows that has no name.
 fn mapped(mapping: &Mapping) -> Option<Object> {
-    let made = mapping.deleted && mapping.sharing == Sharing::Shared && !mem::is_shared_anonymous(mapping);
+    let made = mapping.deleted && mapping.sharing == Sharing::Shared && !mem::shared::is_shown_by(mapping);
     made.then_some((mapping.device, mapping.inode))
 }
 

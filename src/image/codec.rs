@@ -10,6 +10,9 @@ use super::kind::Kind;
 use super::{GhostContent, GhostFile, Images, Pagemap, PipeData, SkPacket, own, pb};
 use crate::error::{Error, Result};
 
+/// The number of the IPC namespace in our directories: there is one only.
+const OUR_NAMESPACE: u32 = 1;
+
 /// The name and content of every small file except inventory.img and ptyagent.img, which the writer makes last. Files
 /// without entries are left out; a reader takes a missing one for an empty one.
 pub fn encode(images: &Images) -> Result<Vec<(Kind, Vec<u8>)>> {
@@ -37,6 +40,7 @@ pub fn encode(images: &Images) -> Result<Vec<(Kind, Vec<u8>)>> {
     unless_empty(&mut files, Kind::RemapFpath, &images.remaps)?;
     unless_empty(&mut files, Kind::FileLocks, &images.locks)?;
     unless_empty(&mut files, Kind::Memfd, &images.memfds)?;
+    unless_empty(&mut files, Kind::IpcShm(OUR_NAMESPACE), &images.segments)?;
     unless_empty(&mut files, Kind::Seccomp, images.seccomp.as_slice())?;
     unless_empty(&mut files, Kind::StatsDump, images.stats.as_slice())?;
     encode_pipes(&mut files, Kind::PipesData, &images.pipes_data)?;
@@ -83,6 +87,7 @@ pub fn decode(images: &mut Images, kind: Kind, path: &Path, bytes: &[u8]) -> Res
         // CRIU 4 writes an empty list as a file without any entry.
         Kind::Seccomp => images.seccomp = file.all()?.pop(),
         Kind::Memfd => images.memfds = file.all()?,
+        Kind::IpcShm(_) => images.segments.extend(decode_segments(&mut file)?),
         Kind::StatsDump => images.stats = Some(file.only()?),
         // What a restore wrote behind the dump says nothing about the session.
         Kind::StatsRestore | Kind::Pages(_) | Kind::Own => {}
@@ -169,6 +174,18 @@ fn decode_packets(file: &mut Decoder) -> Result<Vec<SkPacket>> {
         packets.push(SkPacket { entry, data });
     }
     Ok(packets)
+}
+
+/// Segments whose pages are not in a page map have them behind their entry, in whole words.
+fn decode_segments(file: &mut Decoder) -> Result<Vec<pb::IpcShmEntry>> {
+    let mut segments = Vec::new();
+    while let Some(entry) = file.entry::<pb::IpcShmEntry>()? {
+        if entry.in_pagemaps != Some(true) {
+            file.payload(entry.size.next_multiple_of(4))?;
+        }
+        segments.push(entry);
+    }
+    Ok(segments)
 }
 
 fn encode_ghost(kind: Kind, ghost: &GhostFile) -> Result<(Kind, Vec<u8>)> {

@@ -31,6 +31,8 @@ pub enum Kind {
     SkQueues,
     Seccomp,
     Memfd,
+    /// System V shared memory, by the id of the IPC namespace.
+    IpcShm(u32),
     Timens(u32),
     StatsDump,
     StatsRestore,
@@ -71,6 +73,7 @@ impl Kind {
             Kind::SkQueues => "sk-queues.img".into(),
             Kind::Seccomp => "seccomp.img".into(),
             Kind::Memfd => "memfd.img".into(),
+            Kind::IpcShm(id) => format!("ipcns-shm-{id}.img"),
             Kind::Timens(id) => format!("timens-{id}.img"),
             Kind::StatsDump => "stats-dump".into(),
             Kind::StatsRestore => "stats-restore".into(),
@@ -128,6 +131,7 @@ impl Kind {
             "pagemap-shmem" => Kind::PagemapShmem(id),
             "pages" => Kind::Pages(id),
             "fdinfo" => Kind::Fdinfo(id),
+            "ipcns-shm" => Kind::IpcShm(id),
             "timens" => Kind::Timens(id),
             _ => return None,
         })
@@ -167,6 +171,7 @@ impl Kind {
             Kind::SkQueues => 0x5626_4026,
             Kind::Seccomp => 0x6441_3049,
             Kind::Memfd => 0x4845_3499,
+            Kind::IpcShm(_) => 0x4628_3044,
             Kind::Timens(_) => 0x4311_4433,
             Kind::StatsDump | Kind::StatsRestore => 0x5709_3306,
             Kind::Own => OWN_MAGIC,
@@ -195,6 +200,7 @@ impl Kind {
             Kind::SkQueues,
             Kind::Seccomp,
             Kind::Memfd,
+            Kind::IpcShm(0),
             Kind::Timens(0),
             Kind::StatsDump,
             Kind::Own,
@@ -212,8 +218,15 @@ mod tests {
 
     #[test]
     fn names_are_parsed_back() {
-        let kinds =
-            [Kind::Core(7), Kind::PagemapShmem(0), Kind::GhostFile(0x1a), Kind::TtyInfo, Kind::Own, Kind::StatsDump];
+        let kinds = [
+            Kind::Core(7),
+            Kind::PagemapShmem(0),
+            Kind::IpcShm(1),
+            Kind::GhostFile(0x1a),
+            Kind::TtyInfo,
+            Kind::Own,
+            Kind::StatsDump,
+        ];
         for kind in kinds {
             assert_eq!(Kind::parse(&kind.name()), Some(kind));
         }

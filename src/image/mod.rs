@@ -87,6 +87,9 @@ pub struct Images {
     pub seccomp: Option<pb::SeccompEntry>,
     #[serde(skip_serializing_if = "text::is_default")]
     pub memfds: Vec<pb::MemfdInodeEntry>,
+    /// System V shared memory.
+    #[serde(skip_serializing_if = "text::is_default")]
+    pub segments: Vec<pb::IpcShmEntry>,
     #[serde(skip_serializing_if = "text::is_default")]
     pub timens: BTreeMap<u32, pb::TimensEntry>,
     #[serde(skip_serializing_if = "text::is_default")]

@@ -39,6 +39,11 @@ pub fn images() -> Images {
             shmid: 9,
             ..Default::default()
         }],
+        segments: vec![pb::IpcShmEntry {
+            desc: pb::IpcDescEntry { key: 7, id: 11, mode: 0o640, ..Default::default() },
+            size: 100,
+            in_pagemaps: Some(true),
+        }],
         timens: [(0, pb::TimensEntry::default())].into(),
         stats: Some(pb::StatsEntry {
             dump: Some(pb::DumpStatsEntry { frozen_time: 12, ..Default::default() }),

@@ -4,7 +4,7 @@
 //! needs nothing from inside, and two threads of the controller read and write at the same time. On the way back the task maps everything itself and
 //! reads its pages straight from the image file; of much memory the controller writes a half.
 //!
-//! Refused: huge pages of hugetlbfs, SysV segments, mappings of devices, userfaultfd and protection keys (the survey names them).
+//! Refused: huge pages of hugetlbfs, mappings of devices, userfaultfd and protection keys (the survey names them).
 
 pub mod copy;
 pub mod give;
@@ -13,6 +13,7 @@ pub mod layout;
 pub mod pages;
 pub mod policy;
 pub mod restore;
+pub mod segment;
 pub mod shared;
 pub mod vdso;
 
@@ -33,6 +34,7 @@ pub mod status {
     pub const FILE_SHARED: u32 = 1 << 7;
     pub const ANON_SHARED: u32 = 1 << 8;
     pub const ANON_PRIVATE: u32 = 1 << 9;
+    pub const SYSVIPC: u32 = 1 << 10;
     pub const VVAR: u32 = 1 << 12;
     pub const MEMFD: u32 = 1 << 14;
 }
@@ -71,12 +73,13 @@ pub fn status_of(mapping: &Mapping) -> u32 {
         0
     };
     let memfd = if mapping.deleted && procfs::is_memfd(&mapping.name) { status::MEMFD } else { 0 };
-    status::REGULAR | backing | name | memfd
+    let segment = if segment::is_view(mapping) { status::SYSVIPC } else { 0 };
+    status::REGULAR | backing | name | memfd | segment
 }
 
-/// Whether a file that can be opened by its path is behind a mapping; shared anonymous memory is a file to the kernel only.
+/// Whether a file that can be opened by its path is behind a mapping; shared memory is a file to the kernel only.
 pub fn is_file(mapping: &Mapping) -> bool {
-    mapping.has_file() && !is_shared_anonymous(mapping)
+    mapping.has_file() && !shared::is_shown_by(mapping)
 }
 
 /// Whether it is shared anonymous memory (the kernel shows it as /dev/zero, or by the name that it was given).
@@ -128,7 +131,7 @@ pub fn to_entry(mapping: &Mapping, file: Option<u32>) -> pb::VmaEntry {
         status,
         fd: -1,
         madv: (madv != 0).then_some(madv),
-        fdflags: None,
+        fdflags: segment::is_view(mapping).then(|| segment::access_mode(mapping) as u32),
     }
 }
 

@@ -1,6 +1,6 @@
-//! Shared anonymous memory: objects of the kernel's own that several tasks may show at several addresses.
+//! Shared memory without a file, anonymous or of System V (see `segment`): objects of the kernel's own that several tasks may show at several addresses.
 //!
-//! An object is known by its inode. Its content is read once, through /proc/PID/map_files where that may be opened
+//! An object is known by its inode, or by the id of its segment. Its content is read once, through /proc/PID/map_files where that may be opened
 //! (CAP_CHECKPOINT_RESTORE), so that pages are found which none of today's tasks has touched; otherwise through a task that shows
 //! all of it. On the way back the restore makes each object in its own memory at an address that no task uses; the tasks inherit it, show
 //! it where they had it, and unmap what they inherited.
@@ -21,14 +21,29 @@ use crate::ids::Pid;
 use crate::image::digest::{Digest, DigestStream};
 use crate::image::{Images, Kind, pb};
 use crate::procfs::Mapping;
-use crate::sys::region::{Reserve, SharedMemory};
+use crate::sys::region::{Access as Attach, Reserve, SharedMemory};
 
 use super::copy::{self, Access};
-use super::layout;
 use super::pages::{PAGE, PageRange};
+use super::{layout, segment};
 
 /// Bytes that are read and written at a time.
 const BLOCK: u64 = 1 << 20;
+
+/// Whether a mapping shows such an object.
+pub fn is_shown_by(mapping: &Mapping) -> bool {
+    super::is_shared_anonymous(mapping) || segment::is_view(mapping)
+}
+
+/// The id of the object that a mapping shows.
+pub fn id(mapping: &Mapping) -> u32 {
+    if segment::is_view(mapping) { mapping.inode as u32 } else { of_inode(mapping.inode) }
+}
+
+/// The id of an object that is known by its inode: apart from those of segments, which are positive numbers of 32 bits.
+pub fn of_inode(inode: u64) -> u32 {
+    inode as u32 | 1 << 31
+}
 
 /// One object, and the mappings that show it.
 #[derive(Debug)]
@@ -41,8 +56,8 @@ pub struct Object<'a> {
 pub fn objects<'a>(tree: impl IntoIterator<Item = (Pid, &'a [Mapping])>) -> Vec<Object<'a>> {
     let mut found: BTreeMap<u32, Object<'a>> = BTreeMap::new();
     for (pid, mappings) in tree {
-        for mapping in mappings.iter().filter(|mapping| super::is_shared_anonymous(mapping)) {
-            let id = mapping.inode as u32;
+        for mapping in mappings.iter().filter(|mapping| is_shown_by(mapping)) {
+            let id = id(mapping);
             found.entry(id).or_insert(Object { id, views: Vec::new() }).views.push((pid, mapping));
         }
     }
@@ -61,9 +76,8 @@ pub fn refuse_outside(objects: &[Object<'_>], inside: &BTreeSet<Pid>) -> Result<
         }
         // One that is gone by now, or may not be looked into, shows nothing of this user's.
         let Ok(mappings) = crate::procfs::maps::read(other) else { continue };
-        let shown = |object: &&Object<'_>| {
-            mappings.iter().any(|mapping| super::is_shared_anonymous(mapping) && mapping.inode as u32 == object.id)
-        };
+        let shown =
+            |object: &&Object<'_>| mappings.iter().any(|mapping| is_shown_by(mapping) && id(mapping) == object.id);
         let Some((pid, mapping)) = objects.iter().find(shown).and_then(|object| object.views.first()) else { continue };
         return Err(Error::Refused(Refusal {
             pid: *pid,
@@ -167,24 +181,47 @@ fn read(source: &File, bytes: &mut [u8], at: u64) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Objects that the restore has made, by their ids, for its tasks to inherit. Dropping it unmaps them here.
+/// Objects that the restore has made, by their ids, for its tasks to inherit. Dropping it unmaps them here, and removes segments.
 #[derive(Debug, Default)]
 pub struct Made {
-    objects: BTreeMap<u32, (u64, SharedMemory)>,
+    /// With the access that they are mapped for.
+    objects: BTreeMap<(u32, Attach), (u64, SharedMemory)>,
+    segments: Vec<segment::Made>,
 }
 
 impl Made {
     /// Makes an object with its content, outside every address that a recorded task uses.
     pub fn make(&mut self, images: &Images, dir: &Path, id: u32) -> Result<()> {
-        let us = Pid(std::process::id() as i32);
-        let ours = crate::procfs::maps::read(us)?;
+        let size = size(images, id);
+        let Some(entry) = segment::of(images, id) else {
+            let memory =
+                self.place(images, id, Attach::ReadWrite, |at| SharedMemory::at(at, size, reserve(images, id)))?;
+            return fill(memory, images, dir, id);
+        };
+        self.segments.push(segment::make(images, entry)?);
+        let attach = |access| move |at| SharedMemory::attach(id as i32, at, size, access);
+        fill(self.place(images, id, Attach::ReadWrite, attach(Attach::ReadWrite))?, images, dir, id)?;
+        if views(images, id).any(|vma| segment::access(vma) == Attach::ReadOnly) {
+            self.place(images, id, Attach::ReadOnly, attach(Attach::ReadOnly))?;
+        }
+        segment::settle(entry)
+    }
+
+    /// Maps an object where neither we nor any recorded task have anything.
+    fn place(
+        &mut self,
+        images: &Images,
+        id: u32,
+        access: Attach,
+        map: impl FnOnce(u64) -> std::result::Result<SharedMemory, Errno>,
+    ) -> Result<&SharedMemory> {
+        let ours = crate::procfs::maps::read(Pid(std::process::id() as i32))?;
         let recorded = images.mm.values().flat_map(|mm| &mm.vmas).map(|vma| vma.start..vma.end);
         let size = size(images, id);
         let place = layout::hole(layout::ranges(&ours).chain(recorded), size).ok_or_else(|| no_room(id, size))?;
-        let memory = SharedMemory::at(place, size, reserve(images, id)).map_err(|_| no_room(id, size))?;
-        fill(&memory, images, dir, id)?;
-        self.objects.insert(id, (place, memory));
-        Ok(())
+        let memory = map(place).map_err(|_| no_room(id, size))?;
+        self.objects.insert((id, access), (place, memory));
+        self.objects.get(&(id, access)).map(|(_, memory)| memory).ok_or_else(|| no_room(id, size))
     }
 
     /// Where all objects are, here and in tasks that have not unmapped what they inherited.
@@ -192,9 +229,15 @@ impl Made {
         self.objects.values().map(|(place, memory)| *place..*place + memory.len())
     }
 
-    /// Where the tasks have inherited an object.
-    pub fn address(&self, id: u32) -> Option<u64> {
-        self.objects.get(&id).map(|(place, _)| *place)
+    /// Where the tasks have inherited the object that a recorded mapping shows.
+    pub fn address(&self, vma: &pb::VmaEntry) -> Option<u64> {
+        let object = self.objects.get(&(vma.shmid as u32, segment::access(vma)))?;
+        is_view(vma).then_some(object.0)
+    }
+
+    /// The session runs: its segments stay.
+    pub fn keep(self) {
+        self.segments.into_iter().for_each(segment::Made::keep);
     }
 }
 
@@ -215,12 +258,15 @@ fn reserve(images: &Images, id: u32) -> Reserve {
     if no { Reserve::No } else { Reserve::Yes }
 }
 
-/// Bytes of an object, as its mappings show them.
+/// Bytes of an object in whole pages: as its mappings show them, or of the whole segment.
 pub fn size(images: &Images, id: u32) -> u64 {
+    if let Some(segment) = segment::of(images, id) {
+        return segment::size(segment);
+    }
     views(images, id).map(|vma| vma.pgoff.saturating_add(vma.end.saturating_sub(vma.start))).max().unwrap_or(0)
 }
 
-/// Whether a mapping shows shared anonymous memory.
+/// Whether a recorded mapping shows such an object.
 pub fn is_view(vma: &pb::VmaEntry) -> bool {
     vma.status & super::status::ANON_SHARED != 0
 }

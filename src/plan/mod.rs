@@ -19,7 +19,7 @@ use serde::Serialize;
 use crate::error::{Error, Result};
 use crate::image::{Images, pb};
 use crate::mem::pages::PAGE;
-use crate::mem::{inherit, shared};
+use crate::mem::{inherit, segment, shared, status};
 use crate::task::record::{DEAD, STOPPED};
 use crate::tty::record::is_hung_up;
 
@@ -283,8 +283,8 @@ fn living(images: &Images) -> impl Iterator<Item = u32> {
     indexes(images).into_iter().filter(|index| !is_hung_up(*index))
 }
 
-/// The objects of shared anonymous memory; all stored pages have to lie inside.
-fn shared_objects(images: &Images, dir: &Path) -> Result<BTreeSet<u32>> {
+/// The objects of shared memory; all stored pages have to lie inside. First segments that have no key any more, so that others can have it.
+fn shared_objects(images: &Images, dir: &Path) -> Result<Vec<u32>> {
     let vmas = images.mm.values().flat_map(|mm| &mm.vmas).filter(|vma| shared::is_view(vma));
     let ids: BTreeSet<u32> = vmas.map(|vma| vma.shmid as u32).collect();
     for id in &ids {
@@ -296,7 +296,17 @@ fn shared_objects(images: &Images, dir: &Path) -> Result<BTreeSet<u32>> {
             return Err(inconsistent(dir, format!("shared memory {id} has pages behind its end")));
         }
     }
-    Ok(ids)
+    for vma in images.mm.values().flat_map(|mm| &mm.vmas).filter(|vma| vma.status & status::SYSVIPC != 0) {
+        let missing = || inconsistent(dir, format!("System V segment {} is missing", vma.shmid));
+        let entry = segment::of(images, vma.shmid as u32).ok_or_else(missing)?;
+        if vma.pgoff.saturating_add(vma.end.saturating_sub(vma.start)) > segment::size(entry) {
+            return Err(inconsistent(dir, format!("System V segment {} ends before its mapping", vma.shmid)));
+        }
+    }
+    let is_removed = |id: &u32| segment::of(images, *id).is_some_and(segment::is_removed);
+    let (mut first, others): (Vec<u32>, Vec<u32>) = ids.into_iter().partition(is_removed);
+    first.extend(others);
+    Ok(first)
 }
 
 /// The one terminal whose master was outside the tree.

@@ -313,8 +313,9 @@ impl Execution<'_> {
     }
 
     pub fn succeed(self, start: Instant, created: Instant) -> Restored {
-        let Execution { images, plan, mut pairs, stubs, notes, .. } = self;
+        let Execution { images, plan, mut pairs, stubs, notes, shared, .. } = self;
         stubs.succeed();
+        shared.keep();
         let pages = images
             .pagemaps
             .values()

@@ -12,7 +12,7 @@ use crate::mem::give;
 use crate::mem::inherit::{self, Stored};
 use crate::mem::pages::PageRange;
 use crate::mem::restore::{self, Backing, Reads};
-use crate::mem::shared::{self, Made};
+use crate::mem::shared::Made;
 use crate::mem::vdso::{self, Fit, Vdsos};
 use crate::mem::{self, layout, policy};
 use crate::plan::Plan;
@@ -120,7 +120,7 @@ fn map(stub: &mut Stub, images: &Images, plan: &Plan, made: &Made, mm: &pb::MmEn
     let parts = vmas.flat_map(|vma| inherit::parts(vma, kept).into_iter().map(move |part| (vma, part)));
     stub.run_all(parts, "mapping memory", |batch, (vma, part)| {
         let fd = if vma.status & by_file != 0 { plan.slots.files.get(&(vma.shmid as u32)) } else { None };
-        let inherited = if shared::is_view(vma) { made.address(vma.shmid as u32) } else { None };
+        let inherited = made.address(&part);
         let content = restore::content(&part, runs);
         let kind = restore::Kind::of(own_vma(images, pid, vma));
         restore::map(batch, &part, &Backing { fd: fd.copied().unwrap_or(-1), inherited, content, kind });

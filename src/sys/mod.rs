@@ -12,5 +12,6 @@ pub mod pass;
 pub mod process;
 pub mod ptrace;
 pub mod region;
+pub mod shm;
 pub mod socket;
 pub mod tty;

@@ -73,7 +73,15 @@ pub enum Reserve {
     No,
 }
 
-/// Shared anonymous memory of our own, at an address of the caller's choice, which children inherit.
+/// What a segment is attached for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Access {
+    ReadWrite,
+    /// SHM_RDONLY: it cannot be made writable.
+    ReadOnly,
+}
+
+/// Shared memory of our own, at an address of the caller's choice, which children inherit.
 #[derive(Debug)]
 pub struct SharedMemory(SharedMapping);
 
@@ -86,6 +94,18 @@ impl SharedMemory {
         let wanted = std::ptr::without_provenance_mut(at);
         // SAFETY: a new mapping; MAP_FIXED_NOREPLACE touches no existing memory.
         let start = unsafe { libc::mmap(wanted, len, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
+        if start == libc::MAP_FAILED {
+            return Err(Errno::last());
+        }
+        NonNull::new(start.cast()).map(|start| SharedMemory(SharedMapping { start, len })).ok_or(Errno::ENOMEM)
+    }
+
+    /// Attaches the System V segment `id`, of `len` bytes in whole pages, at `address`. EINVAL: something is there. shmat(2).
+    pub fn attach(id: i32, address: u64, len: u64, access: Access) -> Result<SharedMemory, Errno> {
+        let len = usize::try_from(len).map_err(|_| Errno::ENOMEM)?;
+        let flags = if access == Access::ReadOnly { libc::SHM_RDONLY } else { 0 };
+        // SAFETY: a new mapping; without SHM_REMAP no existing memory is touched.
+        let start = unsafe { libc::shmat(id, std::ptr::without_provenance(address as usize), flags) };
         if start == libc::MAP_FAILED {
             return Err(Errno::last());
         }

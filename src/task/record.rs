@@ -9,8 +9,8 @@ use crate::files::removed::{self, Holder};
 use crate::ids::{Pid, Tid};
 use crate::image::{Images, pb};
 use crate::inject::ThreadState;
-use crate::mem;
 use crate::mem::policy::Policy;
+use crate::mem::{self, shared};
 use crate::procfs::attributes::{self, PosixTimer};
 use crate::procfs::{Auxv, Mapping, Sharing, Stat, Status};
 use crate::sys::ptrace::PendingQueue;
@@ -196,10 +196,10 @@ fn program(images: &mut Images, files: &mut FileIds, outside: &Outside, holder: 
     files.of_object(images, (&link, removed::name(exe.as_os_str())), flags, holder)
 }
 
-/// The id that a mapping's entry refers to: its file, or the inode of its shared memory.
+/// The id that a mapping's entry refers to: its file or its shared memory.
 fn backing(images: &mut Images, files: &mut FileIds, mapping: &Mapping, holder: Holder<'_>) -> Result<Option<u32>> {
-    if mem::is_shared_anonymous(mapping) {
-        return Ok(Some(mapping.inode as u32));
+    if shared::is_shown_by(mapping) {
+        return Ok(Some(shared::id(mapping)));
     }
     if !mem::is_file(mapping) {
         return Ok(None);

@@ -1,4 +1,4 @@
-//! Calls on sockets that somebody else has to make: a process with a chosen number and chosen ids, in a root directory of its own, or one that
+//! Calls that somebody else has to make: a process with a chosen number and chosen ids, in a root directory of its own, or one that
 //! lives on when its maker is killed. It shares its maker's descriptor table, so that what it makes is ours.
 
 use std::convert::Infallible;
@@ -11,6 +11,7 @@ use libc::c_int;
 use super::stub::{Files, StubPid, exit, spawn_sharing};
 use super::{pidfd_poll, pidfd_send_signal, wait4};
 use crate::error::Errno;
+use crate::sys::shm;
 use crate::sys::socket::{self, Companions, Range, Walk};
 
 /// The ids that the errand is run with, effective and real.
@@ -39,6 +40,8 @@ pub enum Errand<'a> {
     Peek(BorrowedFd<'a>, Range),
     /// [`socket::last_border`] of so many bytes from an offset.
     Border(BorrowedFd<'a>, i32, usize),
+    /// [`shm::create`]: key, size, mode.
+    Segment(i32, u64, u32),
 }
 
 const PAGE: usize = 4096;
@@ -208,6 +211,10 @@ fn child_does(errand: Errand<'_>, area: &mut [u64]) -> Result<(), Errno> {
             // SAFETY: the same memory as bytes.
             let room = unsafe { std::slice::from_raw_parts_mut(room.as_mut_ptr().cast::<u8>(), room.len() * 8) };
             head[0] = socket::last_border(socket, offset, len, room)? as u64;
+            Ok(())
+        }
+        Errand::Segment(key, size, mode) => {
+            area[0] = shm::create(key, size, mode)? as u64;
             Ok(())
         }
         Errand::Peek(socket, range) => {

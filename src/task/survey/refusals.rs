@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::{Alive, Life, Survey, TaskFacts};
 use crate::error::{Errno, Error, Refusal, Result};
 use crate::ids::{Pgid, Pid, Sid};
+use crate::mem::segment;
 use crate::procfs::{self, Mapping, Namespaces, Sharing, Stat, State, Status, attributes, tree};
 use crate::sys::process::{KcmpType, kcmp};
 use crate::task::sharing;
@@ -276,7 +277,8 @@ fn refuse_mapping(task: &TaskFacts, mapping: &Mapping) -> Result<()> {
 
 /// A removed file is kept if it can be read, and has no other name.
 fn refuse_removed(task: &TaskFacts, mapping: &Mapping) -> Result<()> {
-    if !mapping.deleted || !mapping.name.as_bytes().starts_with(b"/") || mapping.name == "/dev/zero" {
+    let has_name = mapping.name.as_bytes().starts_with(b"/") && mapping.name != "/dev/zero";
+    if !mapping.deleted || !has_name || segment::is_view(mapping) {
         return Ok(());
     }
     let refuse = |remedy: &str| {
@@ -302,13 +304,13 @@ pub(super) fn mapping_kind(mapping: &Mapping) -> Option<(String, &'static str)> 
         b"[uprobes]" => {
             return Some(("a page of uprobes".to_owned(), "remove the probes on its program, then dump again"));
         }
-        _ if name.starts_with(b"/SYSV") && mapping.deleted => "a System V shared memory segment".to_owned(),
         _ if flag(b"ht") || name.starts_with(b"/anon_hugepage") => "memory of explicit huge pages (hugetlb)".to_owned(),
         _ if name.starts_with(b"anon_inode:[io_uring]") => "the ring of an io_uring instance".to_owned(),
         _ if flag(b"um") || flag(b"uw") || flag(b"ui") => "watched by a userfaultfd".to_owned(),
         _ if flag(b"ss") => "a shadow stack".to_owned(),
         _ if mapping.protection_key.is_some() => "protected by a memory protection key (pkeys)".to_owned(),
         b"/dev/zero" if mapping.sharing == Sharing::Private || mapping.deleted => return None,
+        _ if segment::is_view(mapping) => return None,
         _ if name.starts_with(b"/secretmem") => "secret memory (memfd_secret)".to_owned(),
         _ if name.starts_with(b"/[aio]") => "the ring of asynchronous I/O (io_setup)".to_owned(),
         _ if is_device(mapping) || (!special && (flag(b"io") || flag(b"pf"))) => format!("a device ({display})"),

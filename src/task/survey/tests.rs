@@ -175,7 +175,6 @@ fn mappings_are_told_apart() {
     let keyed = maps::parse(b"1000-2000 rw-p 00000000 00:00 0 \nProtectionKey: 2\nVmFlags: rd wr\n").unwrap();
     assert!(mapping_kind(&keyed[0]).is_some_and(|(kind, _)| kind.contains("pkeys")));
     for (name, flags, part) in [
-        ("/SYSV00000000 (deleted)", "rd", "System V"),
         ("/anon_hugepage (deleted)", "rd ht", "huge"),
         ("anon_inode:[io_uring]", "rd", "io_uring"),
         ("/[aio] (deleted)", "rd", "asynchronous"),
