@@ -158,6 +158,7 @@ pub fn capture(frozen: Frozen, survey: &Survey, waits: &Waits, mode: SurveyMode,
         let lost = outside::refuse_shared(&tables, &mappings, &allowed.let_go.pipes)?;
         images.own.get_or_insert_default().losses.extend(lost);
         locks::refuse_waiters(&tables)?;
+        locks::refuse_mapped_leases(&tables, &mappings)?;
         flight.refuse_hidden(&tables, &sockets)?;
         known.iter().try_for_each(refuse_without_vdso)?;
     }

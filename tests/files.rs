@@ -9,7 +9,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::{FcntlArg, Flock, FlockArg, fcntl};
 use ptyagent::image::Images;
 use ptyagent::image::pb::{FileEntry, MemfdInodeEntry};
 use support::{Prepared, check_images, dump, ptyagent, refused, report, restore, serial, subreaper, with_timeout};
@@ -83,13 +83,46 @@ fn fails_once<T: Send>(
     });
 }
 
+/// A lock of each sort that excludes one of the victim's.
 #[test]
 fn lock_that_somebody_has_taken_meanwhile() {
-    let take = |dir: &Path| {
-        let file = File::open(dir.join("shared")).unwrap();
-        Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno).unwrap()
+    const WORDS: &str = "which somebody else uses now";
+    let open = |dir: &Path, name: &str| File::options().read(true).write(true).open(dir.join(name)).unwrap();
+    let flock = move |dir: &Path| {
+        Flock::lock(open(dir, "shared"), FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno).unwrap()
     };
-    fails_once("locks", "which somebody else uses now", take, |_, lock| drop(lock));
+    fails_once("locks", WORDS, flock, |_, lock| drop(lock));
+    let range = |start| libc::flock {
+        l_type: libc::F_RDLCK as i16,
+        l_whence: libc::SEEK_SET as i16,
+        l_start: start,
+        l_len: 1,
+        l_pid: 0,
+    };
+    let posix = move |dir: &Path| {
+        let file = open(dir, "posix");
+        fcntl(&file, FcntlArg::F_SETLK(&range(7))).unwrap();
+        file
+    };
+    fails_once("locks", WORDS, posix, |_, file| drop(file));
+    let ofd = move |dir: &Path| {
+        let file = open(dir, "ofd");
+        fcntl(&file, FcntlArg::F_OFD_SETLK(&range(3))).unwrap();
+        file
+    };
+    fails_once("locks", WORDS, ofd, |_, file| drop(file));
+    // A lease to write is for the only one who has the file open.
+    fails_once("locks", WORDS, move |dir| open(dir, "mine"), |_, file| drop(file));
+}
+
+#[test]
+fn ofd_lock_that_somebody_outside_waits_for() {
+    refused("files", "ofd_lock_wanted_outside", "that a process outside the tree waits for");
+}
+
+#[test]
+fn lease_on_a_file_that_is_mapped() {
+    refused("files", "lease_on_mapped_file", "a lease to write on a regular file");
 }
 
 #[test]

@@ -4,8 +4,8 @@
 //! to the description. On the way back a task that has the description sets it through that descriptor, when no descriptor of the task is
 //! closed any more. What waits for a lock waits for it again, by itself.
 //!
-//! Refused: a lease that somebody is breaking, locks of other kinds, a lock on a file that only a message has, and a lock that a process outside the
-//! tree waits for: it would have it as soon as the session is gone. A restore fails where somebody has a lock by then that excludes one of ours.
+//! Refused: a lease that somebody is breaking, a lease to write on a mapped file, locks of other kinds, a lock on a file that only a message has, and a
+//! lock that a process outside the tree waits for: it would have it as soon as the session is gone. A restore fails where somebody has a lock by then that excludes one of ours.
 
 use std::collections::BTreeMap;
 use std::os::fd::RawFd;
@@ -14,11 +14,13 @@ use crate::error::{Errno, Error, Refusal, Result, Subject};
 use crate::files::dump::Table;
 use crate::files::kind::Descriptor;
 use crate::files::ofd::{OfdId, OfdTable};
+use crate::files::outside::{Mapped, called};
 use crate::ids::Pid;
 use crate::image::lock::{self, FLOCK, LEASE, OFD, POSIX};
 use crate::image::{Images, pb};
 use crate::inject::Infected;
 use crate::inject::batch::{Ask, Batch, CallId};
+use crate::procfs::{Device, Mapping};
 
 const F_OFD_SETLK: i32 = 37;
 const F_SETLEASE: i32 = 1024;
@@ -120,7 +122,7 @@ fn refuse_in_flight(tables: &[Table<'_>], descriptor: &Descriptor) -> Error {
     })
 }
 
-/// Refuses a lock that a process outside the tree waits for.
+/// Refuses a lock that a process outside the tree waits for. In a frozen tree nobody waits: a stop interrupts the call.
 pub fn refuse_waiters(tables: &[Table<'_>]) -> Result<()> {
     if tables.iter().flat_map(|table| table.descriptors).all(|descriptor| descriptor.info.locks.is_empty()) {
         return Ok(());
@@ -132,19 +134,42 @@ pub fn refuse_waiters(tables: &[Table<'_>]) -> Result<()> {
         for descriptor in table.descriptors {
             let waited = |lock: &Lock<'_>| {
                 let waiter = waiters.iter().find(|waiter| waiter.file == lock.file && waiter.flag == lock.flag);
-                waiter.map(|waiter| waiter.pid).filter(|pid| *pid > 0 && !inside.contains(&Pid(*pid)))
+                waiter.map(|waiter| waiter.pid).filter(|pid| !inside.contains(&Pid(*pid)))
             };
             let Some(waiter) = of(descriptor).find_map(|lock| waited(&lock)) else { continue };
-            return Err(Error::Refused(Refusal {
-                pid: table.pid,
-                comm: table.comm.to_owned(),
-                fd: Some(descriptor.fd.0),
-                kind: format!("a lock on {descriptor} that process {waiter}, outside the tree, waits for"),
-                remedy: format!("end process {waiter} or dump a tree that has it in it"),
-            }));
+            // No process is told for the lock of a description, nor one of another pid namespace.
+            let (who, whom) = match waiter {
+                pid @ 1.. => (format!("{}, outside the tree,", called(Pid(pid))), format!("process {pid}")),
+                _ => ("a process outside the tree".to_owned(), "that process (lslocks and lsof show it)".to_owned()),
+            };
+            let kind = format!("a lock on {descriptor} that {who} waits for");
+            return Err(refuse(table, descriptor, kind, format!("end {whom} or dump a tree that has it in it")));
         }
     }
     Ok(())
+}
+
+/// Refuses a lease to write on a file that the tree has mapped, too: the mapping made anew has the file open beside the one that has the lease, which is
+/// for the only one.
+pub fn refuse_mapped_leases(tables: &[Table<'_>], mappings: &[Mapped<'_>]) -> Result<()> {
+    for (table, descriptor) in tables.iter().flat_map(|table| table.descriptors.iter().map(move |one| (table, one))) {
+        let leased = |lock: &Lock<'_>| lock.flag == LEASE && lock.kind == libc::F_WRLCK as u32;
+        let Some(lease) = of(descriptor).find(leased) else { continue };
+        let of_file = |mapping: &Mapping| {
+            let Device { major, minor } = mapping.device;
+            lease.file == format!("{major:02x}:{minor:02x}:{}", mapping.inode)
+        };
+        if mappings.iter().flat_map(|(_, _, mappings)| *mappings).any(of_file) {
+            let kind = format!("a lease to write on {descriptor}, which is mapped into memory");
+            return Err(refuse(table, descriptor, kind, "let the program release it, then dump again".into()));
+        }
+    }
+    Ok(())
+}
+
+fn refuse(table: &Table<'_>, descriptor: &Descriptor, kind: String, remedy: String) -> Error {
+    let (pid, comm, fd) = (table.pid, table.comm.to_owned(), Some(descriptor.fd.0));
+    Error::Refused(Refusal { pid, comm, fd, kind, remedy })
 }
 
 fn all() -> Result<String> {

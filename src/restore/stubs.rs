@@ -13,7 +13,7 @@ use crate::mem::{self, layout};
 use crate::plan::{Birth, sharing};
 use crate::procfs::{self, Mapping};
 use crate::sys::process::stub::{OnParentDeath, StubPid, clone_with_pid};
-use crate::sys::process::{pidfd_open, pidfd_send_signal};
+use crate::sys::process::{pidfd_open, pidfd_poll, pidfd_send_signal};
 use crate::sys::ptrace;
 use crate::task::rseq::{Area, UNREGISTER};
 use crate::trace::{Running, Stopped};
@@ -59,6 +59,9 @@ impl Stub {
         if batch.is_empty() { Ok(()) } else { self.run(batch, operation) }
     }
 }
+
+/// How long the end of a task that was killed is waited for.
+const ENDING_MS: i32 = 1000;
 
 /// All tasks that the restore has made and not yet let go. Dropping it kills them.
 #[derive(Debug, Default)]
@@ -160,6 +163,10 @@ impl Drop for Stubs {
         }
         if let Some(root) = self.root {
             let _ = ptrace::wait(Tid::from(root), ptrace::WaitMode::Block);
+        }
+        // Their numbers are taken until they have ended, which a kill alone does not wait for.
+        for (_, pidfd) in &self.made {
+            let _ = pidfd_poll(pidfd.as_fd(), ENDING_MS);
         }
     }
 }

@@ -78,14 +78,18 @@ static pid_t waiting_child(void (*wait)(void))
 		wait();
 		_exit(0);
 	}
-	/* It waits when /proc/locks says so. */
+	/* It waits when /proc/locks says so, which has no process for a lock of a description. */
 	char line[256];
+	struct stat ofd = { 0 };
+	stat("ofd", &ofd);
 	for (int waits = 0; !waits;) {
 		FILE *file = fopen("/proc/locks", "re");
 		while (file && fgets(line, sizeof line, file)) {
 			char *arrow = strstr(line, "-> ");
+			unsigned long inode;
 			int pid;
-			waits |= arrow && sscanf(arrow, "-> %*s %*s %*s %d", &pid) == 1 && pid == child;
+			if (arrow && sscanf(arrow, "-> %*s %*s %*s %d %*x:%*x:%lu", &pid, &inode) == 2)
+				waits |= pid == child || (pid == -1 && inode == ofd.st_ino);
 		}
 		if (!file || kill(child, 0))
 			die("waiting child");
@@ -158,10 +162,14 @@ static void locks(void)
 	expect_lock(must_open("ofd", O_RDWR), F_OFD_GETLK, 3, F_WRLCK, 2, 3, -1);
 }
 
-/* A grandchild whose parent ends is no member of the tree: it is adopted by somebody outside. */
-static void lock_wanted_outside(void)
+static void wait_for_ofd(void)
 {
-	lock_range(must_open("posix", O_RDWR | O_CREAT), F_SETLK, F_WRLCK, 5, 10);
+	lock_range(must_open("ofd", O_RDWR), F_OFD_SETLKW, F_WRLCK, 2, 1);
+}
+
+/* A grandchild whose parent ends is no member of the tree: it is adopted by somebody outside. */
+static void wanted_outside(void (*wait)(void))
+{
 	int pipes[2], status;
 	pid_t outsider;
 	if (pipe(pipes))
@@ -170,7 +178,7 @@ static void lock_wanted_outside(void)
 	if (!child) {
 		setsid();
 		close(pipes[0]);
-		outsider = waiting_child(wait_for_posix);
+		outsider = waiting_child(wait);
 		_exit(write(pipes[1], &outsider, sizeof outsider) != sizeof outsider);
 	}
 	close(pipes[1]);
@@ -179,6 +187,32 @@ static void lock_wanted_outside(void)
 	close(pipes[0]);
 	pause_here();
 	kill(outsider, SIGKILL);
+}
+
+static void lock_wanted_outside(void)
+{
+	lock_range(must_open("posix", O_RDWR | O_CREAT), F_SETLK, F_WRLCK, 5, 10);
+	wanted_outside(wait_for_posix);
+}
+
+static void ofd_lock_wanted_outside(void)
+{
+	lock_range(must_open("ofd", O_RDWR | O_CREAT), F_OFD_SETLK, F_WRLCK, 2, 3);
+	wanted_outside(wait_for_ofd);
+}
+
+/* The mapping keeps the file open a second time when it is made again. */
+static void lease_on_mapped_file(void)
+{
+	int fd = must_open("leased", O_RDWR | O_CREAT);
+	if (ftruncate(fd, PAGE))
+		die("ftruncate");
+	char *at = map(PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (fcntl(fd, F_SETLEASE, F_WRLCK))
+		die("lease");
+	pause_here();
+	same(fcntl(fd, F_GETLEASE), F_WRLCK);
+	at[0] = 1;
 }
 
 static void breaking_lease(void)
@@ -716,6 +750,8 @@ static const struct check checks[] = {
 	{ "removed_file_held_outside", removed_file_held_outside },
 	{ "locks", locks },
 	{ "lock_wanted_outside", lock_wanted_outside },
+	{ "ofd_lock_wanted_outside", ofd_lock_wanted_outside },
+	{ "lease_on_mapped_file", lease_on_mapped_file },
 	{ "breaking_lease", breaking_lease },
 };
 
