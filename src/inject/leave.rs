@@ -59,11 +59,7 @@ impl Infected {
 
     fn arrive_cured(&mut self) -> Result<Stopped> {
         let going_on = self.going_on;
-        let stopped = self.arrive(&going_on, self.original.sigmask)?;
-        let threads: Vec<user_regs_struct> = self.others.values().chain([&going_on]).copied().collect();
-        let unused = rest::unused(&self.mem, self.pid, self.room.rests(), &threads)?;
-        rest::clear(&self.mem, self.pid, &unused)?;
-        Ok(stopped)
+        self.arrive(&going_on, self.original.sigmask)
     }
 
     /// Sends the tracee into the exit stub; yields the registers that it is to have in the end.
@@ -120,6 +116,9 @@ impl Infected {
         if self.stubs == Stubs::Free {
             self.room.put_back(&self.mem, self.pid)?;
         }
+        let threads: Vec<user_regs_struct> = self.others.values().chain([going_on]).copied().collect();
+        let unused = rest::unused(&self.mem, self.pid, self.room.rests(), &threads)?;
+        rest::clear(&self.mem, self.pid, &unused)?;
         send_owed_stop(self.owed_stop, self.pid);
         Ok(stopped)
     }

@@ -43,7 +43,7 @@ use stub::{Room, Slot, WayBack};
 
 pub use call::Call;
 pub use enter::{Arrival, Entry, nothing_left, open_mem};
-pub use stub::{Place, content_end as vdso_content_end};
+pub use stub::{Place, content_end as vdso_content_end, stubs_behind};
 pub use visit::{Guest, Visit};
 
 /// All signals blocked; SIGKILL and SIGSTOP cannot be.

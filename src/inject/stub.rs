@@ -19,6 +19,16 @@ use crate::ids::{Pid, RemoteAddr};
 const SLOT: u64 = 208;
 /// Two slots that bootstrap calls use in turn, so that the one that is running is never written; one for the way out.
 const SLOTS: u64 = 3;
+/// Most slots for the rests of calls.
+const RESTS: usize = 8;
+
+/// Which bytes behind the content of a text stubs take, the first `used` being that content: those of the way in and out, and behind them the
+/// rests of calls, as many as there is room for.
+pub fn stubs_behind(used: usize) -> (Range<usize>, Range<usize>) {
+    let start = used.next_multiple_of(16);
+    let rests = start + (SLOT * SLOTS) as usize;
+    (start..rests, rests..rests + RESTS * rest::SIZE)
+}
 
 /// One call of a stub, with its arguments.
 #[derive(Debug, Clone, Copy)]
@@ -65,7 +75,7 @@ pub enum Place {
 }
 
 impl Room {
-    /// Finds room in the first place that has it: 624 unused bytes at the end, and 256 more for the rests of calls where there are any.
+    /// Finds room in the first place that has it: 624 unused bytes at the end, and what more there is for the rests of calls.
     pub fn find(mem: &File, pid: Pid, places: &[Place]) -> Result<Room> {
         for place in places {
             let room = match place {
@@ -100,15 +110,12 @@ impl Room {
 
     /// The room behind the first `used` bytes of what lies at `start`, where it is large enough.
     fn behind(bytes: &[u8], used: usize, start: u64) -> Option<Room> {
-        let at = used.next_multiple_of(16);
-        let needed = usize::try_from(SLOT * SLOTS).ok()?;
-        let tail = bytes.get(at..at.checked_add(needed)?)?;
-        let free = tail.chunks(SLOT as usize).all(is_free);
-        let rests = bytes.get(at + needed..)?.chunks_exact(rest::SIZE).take(2).enumerate();
-        let first = start + (at + needed) as u64;
-        let rests = rests.filter(|(_, bytes)| rest::is_free(bytes)).map(|(n, _)| first + (n * rest::SIZE) as u64);
-        let rests = rests.collect();
-        free.then(|| Room { start: start + at as u64, original: vec![0; needed], rests })
+        let (entry, rests) = stubs_behind(used);
+        let free = bytes.get(entry.clone())?.chunks(SLOT as usize).all(is_free);
+        let slots = rests.step_by(rest::SIZE);
+        let is_free = |at: &usize| bytes.get(*at..*at + rest::SIZE).is_some_and(rest::is_free);
+        let rests = slots.filter(is_free).map(|at| start + at as u64).collect();
+        free.then(|| Room { start: start + entry.start as u64, original: vec![0; entry.len()], rests })
     }
 
     /// The address of a slot.

@@ -32,7 +32,7 @@ use goblin::elf::Elf;
 use crate::error::{Context, Error, Result, Subject};
 use crate::ids::Pid;
 use crate::image::{Digest, Images, Kind, digest, pb};
-use crate::inject::vdso_content_end;
+use crate::inject::{stubs_behind, vdso_content_end};
 use crate::procfs::{self, Mapping};
 
 use super::pages::PAGE;
@@ -45,8 +45,6 @@ const SONAME: &str = "linux-vdso.so.1";
 const JUMP: usize = 5;
 /// Bytes of a trampoline, or of a system call in its stead.
 const TRAMPOLINE: usize = 32;
-/// How much of a kept image's tail is cleared: entry code was there during the dump.
-const CLEARED: usize = 640;
 
 /// What a function does where the kernel's vDSO has none: the call with the same arguments and the same kind of result.
 const CALLS: [(&str, i64); 5] = [
@@ -116,9 +114,9 @@ impl Image {
     /// What has to be written over an image of which this one is the content, and which lies at `at`, so that its functions are those of
     /// `target`, which lies at `to`. Offsets and bytes.
     fn leading_to(&self, at: u64, target: &Image, to: u64) -> Result<Vec<(usize, Vec<u8>)>> {
-        let start = self.used.next_multiple_of(16);
-        let tail_len = CLEARED.min(self.bytes.len().saturating_sub(start));
-        let mut tail = vec![0u8; tail_len];
+        // Entry code was there during the dump.
+        let start = stubs_behind(self.used).0.start;
+        let mut tail = vec![0u8; stubs_behind(self.used).0.end.min(self.bytes.len()).saturating_sub(start)];
         let mut places: BTreeMap<usize, usize> = BTreeMap::new();
         let mut patches = Vec::new();
         for (name, (offset, len)) in &self.functions {
@@ -141,11 +139,19 @@ impl Image {
         Ok(patches)
     }
 
+    /// The rests of calls that a signal handler may return to: where they are and their bytes. None where there are none.
+    fn rests(&self) -> Option<(usize, Vec<u8>)> {
+        let range = stubs_behind(self.used).1;
+        let bytes = self.bytes.get(range.start..range.end.min(self.bytes.len()))?;
+        bytes.iter().any(|byte| *byte != 0).then(|| (range.start, bytes.to_vec()))
+    }
+
     /// Whether an offset lies in a jump or a trampoline that [`leading_to`](Image::leading_to) writes, behind its start.
     fn is_torn(&self, offset: u64) -> bool {
         let inside = |start: usize| (1..JUMP as u64).contains(&offset.wrapping_sub(start as u64));
-        let behind = offset.wrapping_sub(self.used.next_multiple_of(16) as u64);
-        let trampoline = behind < CLEARED as u64 && behind % TRAMPOLINE as u64 != 0;
+        let entry = stubs_behind(self.used).0;
+        let behind = offset.wrapping_sub(entry.start as u64);
+        let trampoline = behind < entry.len() as u64 && behind % TRAMPOLINE as u64 != 0;
         trampoline || self.functions.values().any(|(start, _)| inside(*start))
     }
 }
@@ -268,9 +274,15 @@ impl Vdsos {
         }
     }
 
-    /// What is to be written to a process whose vDSO was kept, when this kernel's data pages and vDSO begin at `group`: addresses and bytes.
+    /// What is to be written to a process, when this kernel's data pages and vDSO begin at `group`, addresses and bytes: the ways from a vDSO that was
+    /// kept, and the rests of calls in one that was moved.
     pub fn patches(&self, pid: u32, group: u64) -> Result<Vec<(u64, Vec<u8>)>> {
-        let Some(recorded) = self.recorded.get(&pid).filter(|recorded| !recorded.fits) else { return Ok(Vec::new()) };
+        let Some(recorded) = self.recorded.get(&pid) else { return Ok(Vec::new()) };
+        if recorded.fits {
+            let native = recorded.images.iter().filter(|(start, _)| *start == group + self.layout.0);
+            let rests = native.filter_map(|(start, image)| image.rests().map(|(at, bytes)| (start + at as u64, bytes)));
+            return Ok(rests.collect());
+        }
         let mut all = Vec::new();
         for (start, image) in &recorded.images {
             let patches = image.leading_to(*start, &self.ours, group + self.layout.0)?;

@@ -7,6 +7,7 @@ mod checkpoint;
 mod holder;
 mod host;
 mod objects;
+mod other_kernel;
 mod pty;
 mod reaper;
 mod snapshot;
@@ -19,6 +20,7 @@ pub use checkpoint::{dump, dump_running, page_differences, pages, patiently, rep
 pub use holder::Holder;
 pub use host::{Serial, TempDir, ptyagent, require, require_from, serial, skip, until, with_timeout};
 pub use objects::{EndSession, Prepared, asleep, check, check_and, check_images, refused, same_images};
+pub use other_kernel::of_another_kernel;
 pub use pty::{Pty, Reading, Size};
 pub use reaper::{Subreaper, kill_session, subreaper};
 pub use snapshot::{

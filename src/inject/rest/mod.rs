@@ -2,10 +2,12 @@
 //!
 //! The kernel has no way back into such a call (FACTS A7). So the victim goes on in a [`stub`] that makes the rest of the call, adds what was done
 //! before, and returns to behind the call. It lies in the vDSO's tail and stays there when the controller has left; a later controller
-//! finds a thread in it and reads from its operands where the thread really is. A restored thread gets one too.
+//! finds a thread in it and reads from its operands where the thread really is. A restored thread gets one too, and the slots that a signal handler
+//! returns to come back as they were.
 //!
-//! There are two slots. A rest of several pieces of memory takes both, one for the list of them. No slot is overwritten while a thread is in
-//! it, and one that no thread needs any more is cleared at the next visit. A thread that finds no room returns with what was done.
+//! There are as many slots as the vDSO's tail has room for, two at least on all kernels so far. A rest of several pieces of memory takes two, one for
+//! the list of them. No slot is overwritten while a thread is in it, and one that no thread needs any more is cleared at the next visit. A thread that
+//! finds no room returns with what was done.
 //!
 //! A signal handler that was to be told by a short count is called all the same; a call that it interrupts ends short, as ever, unless it is to
 //! be restarted.
