@@ -53,6 +53,9 @@ pub enum Error {
     /// State that cannot be carried exactly: the session runs on. Exit status 3.
     #[error("{0}")]
     Refused(Refusal),
+    /// What the images hold and this machine has not, with the remedy; nothing was created. Exit status 3.
+    #[error("refused: {0}")]
+    Lacking(String),
     /// An image that is missing, incomplete, damaged or inconsistent.
     #[error("image {}: {reason}", path.display())]
     Image { path: PathBuf, reason: String },
@@ -121,7 +124,7 @@ impl Error {
     /// 0 done, 1 failed and nothing changed, 2 usage (clap), 3 refused.
     pub fn exit_status(&self) -> u8 {
         match self {
-            Error::Refused(_) => 3,
+            Error::Refused(_) | Error::Lacking(_) => 3,
             _ => 1,
         }
     }

@@ -3,11 +3,14 @@
 
 mod support;
 
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use support::{Holder, compile, ps_line, report, restore, serial, tree, with_timeout};
+use ptyagent::image::Images;
+use ptyagent::sys::process::probe;
+use support::{Holder, Prepared, compile, dump, ps_line, report, restore, serial, subreaper, tree, with_timeout};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -82,5 +85,89 @@ fn no_fetching_of_descriptors() {
         assert!(!images.exists());
         goes_on(&holder);
         says_no("pidfd_getfd", "pidfd_getfd");
+    });
+}
+
+const NEWER: &str = "memory with guard pages (MADV_GUARD_INSTALL), which this kernel";
+
+/// What cannot be made here is said before anything is created.
+fn says_what_is_lacking(output: &Output, pid: i32) {
+    assert!(output.status.code() == Some(3) && report(output).contains(NEWER), "{}", report(output));
+    assert!(!Path::new(&format!("/proc/{pid}")).exists());
+}
+
+fn has_guard_pages(images: &Path) -> bool {
+    Images::read(images).unwrap().own.unwrap().tasks.iter().any(|task| !task.guards.is_empty())
+}
+
+#[test]
+fn memory_that_an_older_kernel_has_not() {
+    let _serial = serial();
+    with_timeout(LIMIT, || {
+        let _subreaper = subreaper();
+        let victim = Prepared::start("memory", "advice");
+        let images = victim.dir.join("images");
+        dump(victim.pid, &images);
+        if has_guard_pages(&images) {
+            let args = ["restore", "--detach", "-D", images.to_str().unwrap()];
+            says_what_is_lacking(&without("guard_pages", &args), victim.pid);
+            says_what_is_lacking(&without("guard_pages", &[&args[..], &["--pidns"]].concat()), victim.pid);
+        }
+        restore(&images);
+        victim.verify();
+    });
+}
+
+/// Not a test by itself: with `PROGRAMS_LEAVE=file` such memory is dumped and left so, and the file gets its folder, which has to be on the other
+/// machine at the same path. There `PROGRAMS_TAKE=file` restores it, or is told what is missing.
+#[test]
+#[ignore = "half of a run on two machines"]
+fn newer_memory_half() {
+    let path = |name: &str| std::env::var_os(name).map(PathBuf::from);
+    let (leave, take) = (path("PROGRAMS_LEAVE"), path("PROGRAMS_TAKE"));
+    let _serial = serial();
+    with_timeout(LIMIT, move || {
+        let _subreaper = subreaper();
+        if let Some(list) = leave {
+            let victim = Prepared::start("memory", "advice");
+            dump(victim.pid, &victim.dir.join("images"));
+            let list = fs::File::options().create(true).append(true).open(list).unwrap();
+            let line = format!("newer memory\t{}\n", victim.dir.path().display());
+            std::io::Write::write_all(&mut &list, line.as_bytes()).unwrap();
+            // Its folder stays.
+            std::mem::forget(victim);
+            return;
+        }
+        let list = fs::read_to_string(take.unwrap()).unwrap();
+        let left = list.lines().find_map(|line| line.strip_prefix("newer memory\t")).unwrap();
+        let victim = Prepared::left_in(Path::new(left));
+        let images = victim.dir.join("images");
+        if has_guard_pages(&images) && !probe::has_guard_pages() {
+            let output = support::ptyagent(&["restore", "--detach", "-D", images.to_str().unwrap()]);
+            return says_what_is_lacking(&output, victim.pid);
+        }
+        restore(&images);
+        victim.verify();
+    });
+}
+
+/// Changes the machine for good, so that it is for a guest: nobody may attach any more.
+#[test]
+#[ignore = "nobody may attach afterwards"]
+fn no_attaching() {
+    with_timeout(LIMIT, || {
+        let _serial = serial();
+        let holder = session();
+        let images = holder.dir().join("images");
+        let scope = Path::new("/proc/sys/kernel/yama/ptrace_scope");
+        if !scope.exists() {
+            return println!("this kernel knows no such restriction");
+        }
+        fs::write(scope, "3").unwrap();
+        let output =
+            support::ptyagent(&["dump", "--inject", &holder.pid().to_string(), "-D", images.to_str().unwrap()]);
+        assert!(report(&output).contains("ptrace_scope") && output.status.code() == Some(1), "{}", report(&output));
+        assert!(!images.exists());
+        goes_on(&holder);
     });
 }

@@ -69,7 +69,7 @@ impl Drop for Waiting {
 
 fn refused(dir: &Path, word: &str) {
     let output = ptyagent(&["restore", "--detach", "-D", dir.to_str().unwrap()]);
-    assert_eq!(output.status.code(), Some(1), "{}", report(&output));
+    assert_eq!(output.status.code(), Some(3), "{}", report(&output));
     assert!(String::from_utf8_lossy(&output.stderr).contains(word), "{}", report(&output));
 }
 

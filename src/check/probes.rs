@@ -288,16 +288,12 @@ fn chosen_pid() -> Outcome {
 }
 
 fn executable_memory() -> Outcome {
-    const MFD_EXEC: u32 = 0x10;
     let setting = std::fs::read_to_string("/proc/sys/vm/memfd_noexec").unwrap_or_default();
     let text = match setting.trim() {
         "" => "works".to_owned(),
         level => format!("works, vm.memfd_noexec is {level}"),
     };
-    match probe::executable_memfd(MFD_EXEC) {
-        Err(Errno::EINVAL) => plainly(probe::executable_memfd(0), &text),
-        result => plainly(result, &text),
-    }
+    plainly(probe::executable_memfd(), &text)
 }
 
 fn pagemap_scan() -> Outcome {

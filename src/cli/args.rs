@@ -11,7 +11,7 @@ Exit status:
   0  done
   1  failed, and nothing was changed
   2  wrong usage
-  3  refused: the session has state that cannot be carried; it runs on
+  3  refused: the session has state that cannot be carried, and runs on; or this machine lacks what the images need, and nothing was created
   A restore in the foreground ends with the exit status of the session (128 and the signal where one killed it).";
 
 const EXAMPLES: &str = "\

@@ -125,7 +125,7 @@ impl Image {
             let next = TRAMPOLINE * places.len();
             let place = *places.entry(*offset).or_insert(next);
             let Some(room) = tail.get_mut(place..place + code.len()).filter(|_| *len >= JUMP) else {
-                return Err(Error::failed(format!(
+                return Err(Error::Lacking(format!(
                     "the vDSO at {at:#x} has no room to lead {name} to this kernel's; restore on the kernel that the session was dumped on"
                 )));
             };
@@ -157,7 +157,7 @@ impl Image {
 }
 
 fn none_here() -> Error {
-    Error::failed("this kernel gives processes no vDSO, which a restore needs; boot without vdso=0")
+    Error::Lacking("this kernel gives processes no vDSO, which a restore needs; boot without vdso=0".into())
 }
 
 fn range(mapping: &Mapping) -> Range<u64> {
@@ -299,7 +299,7 @@ impl Recorded {
         let cores = threads.filter_map(|tid| images.cores.get(tid));
         for ip in cores.filter_map(|core| core.thread_info.as_ref()).map(|info| info.gpregs.ip) {
             if self.images.iter().any(|(start, image)| image.is_torn(ip.wrapping_sub(*start))) {
-                return Err(Error::failed(format!(
+                return Err(Error::Lacking(format!(
                     "process {pid} was stopped at {ip:#x}, in the first instructions of a vDSO that this kernel has not; restore it on the kernel that it was dumped on"
                 )));
             }

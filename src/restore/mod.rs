@@ -8,6 +8,7 @@ mod execute;
 mod foreign;
 mod inherited;
 mod memory;
+mod needs;
 mod pin;
 pub mod space;
 mod stop;
@@ -103,6 +104,7 @@ pub fn restore_with(
     refuse_taken(images)?;
     let processor = Processor::here();
     processor.check(images, request.mismatch)?;
+    needs::check(images)?;
     raise_descriptor_limit();
     let mut execution = Execution::begin(request, images, plan, processor)?;
     let inherited = &execution.inherited.affinity;

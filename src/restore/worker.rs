@@ -64,6 +64,7 @@ struct Caller<'a> {
 enum Word {
     Done(Report),
     Failed(String),
+    Lacking(String),
 }
 
 const LONGEST_WORD: usize = 1 << 16;
@@ -97,9 +98,12 @@ pub fn start(
     match word {
         Ok((_, (Word::Done(report), master))) => Ok(Started { report, master, pid: worker.pid, worker: worker.handle }),
         Ok((reaper, (Word::Failed(reason), _))) => {
-            wait_exit(worker.handle.as_fd()).during("waiting for the end of a failed restore", Subject::None)?;
-            reaper.map_or(Ok(()), |reaper| reaper.wait())?;
+            end(worker.handle.as_fd(), reaper)?;
             Err(Error::Failed(reason))
+        }
+        Ok((reaper, (Word::Lacking(reason), _))) => {
+            end(worker.handle.as_fd(), reaper)?;
+            Err(Error::Lacking(reason))
         }
         Err(error) => {
             let _ = crate::sys::process::pidfd_send_signal(worker.handle.as_fd(), libc::SIGKILL);
@@ -107,6 +111,12 @@ pub fn start(
             Err(error)
         }
     }
+}
+
+/// Waits for what is left of a failed restore.
+fn end(worker: BorrowedFd<'_>, reaper: Option<Reaper>) -> Result<()> {
+    wait_exit(worker).during("waiting for the end of a failed restore", Subject::None)?;
+    reaper.map_or(Ok(()), |reaper| reaper.wait())
 }
 
 fn channel() -> Result<(OwnedFd, OwnedFd)> {
@@ -222,8 +232,13 @@ fn work(
     let (report, master) = match restore_here(request, images, plan, progress, caller) {
         Ok(restored) => restored,
         Err(error) => {
-            let _ = say(caller.channel, &Word::Failed(error.to_string()), None);
-            return error.exit_status();
+            let status = error.exit_status();
+            let word = match error {
+                Error::Lacking(reason) => Word::Lacking(reason),
+                error => Word::Failed(error.to_string()),
+            };
+            let _ = say(caller.channel, &word, None);
+            return status;
         }
     };
     let root = report.root;

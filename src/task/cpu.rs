@@ -141,7 +141,7 @@ impl Processor {
         let sets = recorded.iter().flat_map(|recorded| &recorded.sets);
         let missing: Vec<&str> = sets.filter(|set| !self.sets.contains(set)).map(String::as_str).collect();
         if !missing.is_empty() && mismatch == Mismatch::Refuse {
-            return Err(Error::failed(format!(
+            return Err(Error::Lacking(format!(
                 "the session ran on a processor with {}, which this one has not; restore it on one that has it, or with --allow-cpu-mismatch if no program of it uses that",
                 missing.join(", ")
             )));
@@ -182,8 +182,8 @@ impl Processor {
         for number in (0..63).filter(|number| used & !LEGACY_FEATURES & (1 << number) != 0) {
             let place = |processor: &Processor| processor.layout().remove(&number);
             let (Some(from), Some(to)) = (place(&recorded), place(self)) else {
-                return Err(fail(format!(
-                    "uses {}, which this processor has not; restore it on one that has it",
+                return Err(Error::Lacking(format!(
+                    "thread {tid} uses {}, which this processor has not; restore it on one that has it",
                     component_name(number)
                 )));
             };

@@ -183,7 +183,7 @@ pub fn from_fp_entry(entry: &pb::UserX86FpregsEntry, layout: &Layout, size: usiz
             Some(place) if place.len() <= bytes.len() => put(place.start, &bytes[..place.len()]),
             _ if used & (1 << number) == 0 => {}
             _ => {
-                return Err(Error::failed(format!(
+                return Err(Error::Lacking(format!(
                     "a thread uses {}, which this processor has not; restore it on one that has it",
                     component_name(number)
                 )));

@@ -95,6 +95,13 @@ impl Prepared {
         Prepared { dir, pid, _end: end }
     }
 
+    /// One whose test has left it dumped.
+    pub fn left_in(dir: &Path) -> Prepared {
+        let dir = TempDir::of(dir);
+        let pid = fs::read_to_string(dir.join("ready")).unwrap().parse().unwrap();
+        Prepared { dir, pid, _end: EndSession(pid) }
+    }
+
     /// What it has found wrong so far.
     pub fn result(&self) -> String {
         fs::read_to_string(self.dir.join("result")).unwrap_or_default()

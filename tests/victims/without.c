@@ -1,6 +1,6 @@
 /* Runs a program as on a kernel, or in a container, that lacks what the first word names:
  *
- *   without pidfd_getfd|pagemap_scan|rseq_query PROGRAM [ARG...]
+ *   without pidfd_getfd|pagemap_scan|rseq_query|guard_pages PROGRAM [ARG...]
  *
  * A seccomp filter gives the error that such a kernel gives. */
 #include <errno.h>
@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #define PAGEMAP_SCAN 0xc0606610u
+#define MADV_GUARD_INSTALL 102
 #define PTRACE_GET_RSEQ_CONFIGURATION 0x420f
 
 /* A call, and the value of one of its arguments where it is only the call with that one. */
@@ -24,6 +25,7 @@ static const struct lack {
 } LACKS[] = {
 	{ "pidfd_getfd", SYS_pidfd_getfd, 6, 0, ENOSYS },
 	{ "pagemap_scan", SYS_ioctl, 1, PAGEMAP_SCAN, ENOTTY },
+	{ "guard_pages", SYS_madvise, 2, MADV_GUARD_INSTALL, EINVAL },
 	{ "rseq_query", SYS_ptrace, 0, PTRACE_GET_RSEQ_CONFIGURATION, EIO },
 };
 
@@ -33,7 +35,7 @@ int main(int argc, char **argv)
 	while (lack < end && argc > 2 && strcmp(lack->name, argv[1]))
 		lack++;
 	if (argc < 3 || lack == end) {
-		fprintf(stderr, "usage: without pidfd_getfd|pagemap_scan|rseq_query PROGRAM [ARG...]\n");
+		fprintf(stderr, "usage: without pidfd_getfd|pagemap_scan|rseq_query|guard_pages PROGRAM [ARG...]\n");
 		return 2;
 	}
 	/* Without an argument the number of the call, at 0, is compared once more. */

@@ -133,10 +133,10 @@ pub fn peer_opens(master: BorrowedFd<'_>) -> Result<(), Errno> {
     Errno::result(unsafe { libc::close(slave) }).map(drop)
 }
 
-/// Whether a memory file can be mapped with PROT_EXEC, as the parasite's is. `flags` beside MFD_CLOEXEC.
-pub fn executable_memfd(flags: u32) -> Result<(), Errno> {
+/// Whether a memory file can be mapped with PROT_EXEC, as the parasite's is: `vm.memfd_noexec` forbids only that it is executed.
+pub fn executable_memfd() -> Result<(), Errno> {
     const PAGE: usize = 4096;
-    let file = super::memfd_create(c"probe", flags)?;
+    let file = super::memfd_create(c"probe", 0)?;
     nix::unistd::ftruncate(&file, PAGE as i64)?;
     let prot = libc::PROT_READ | libc::PROT_EXEC;
     // SAFETY: the kernel chooses the address of this new mapping.
@@ -146,4 +146,57 @@ pub fn executable_memfd(flags: u32) -> Result<(), Errno> {
     }
     // SAFETY: the mapping that we have just made; nothing points into it.
     Errno::result(unsafe { libc::munmap(at, PAGE) }).map(drop)
+}
+
+/// Whether madvise(2) knows guard pages: it looks at the advice before the length. mm/madvise.c, Linux 6.13.
+pub fn has_guard_pages() -> bool {
+    const MADV_GUARD_INSTALL: c_int = 102;
+    // SAFETY: a length of 0 changes nothing.
+    unsafe { libc::madvise(std::ptr::null_mut(), 0, MADV_GUARD_INSTALL) == 0 }
+}
+
+/// Whether there is mseal(2). Linux 6.10.
+pub fn has_seals() -> bool {
+    const SYS_MSEAL: c_long = 462;
+    // SAFETY: a length of 0 seals nothing.
+    unsafe { libc::syscall(SYS_MSEAL, 0, 0, 0) == 0 }
+}
+
+/// Whether mmap(2) knows MAP_DROPPABLE. Linux 6.11.
+pub fn has_droppable_memory() -> bool {
+    const MAP_DROPPABLE: c_int = 0x08;
+    let flags = MAP_DROPPABLE | libc::MAP_ANONYMOUS;
+    // SAFETY: the kernel chooses the address of this new mapping.
+    let at = unsafe { libc::mmap(std::ptr::null_mut(), 4096, libc::PROT_READ, flags, -1, 0) };
+    // SAFETY: the mapping that we have just made; nothing points into it.
+    at != libc::MAP_FAILED && unsafe { libc::munmap(at, 4096) == 0 }
+}
+
+/// Whether anonymous memory can have a name. kernel/sys.c, Linux 5.17, with CONFIG_ANON_VMA_NAME.
+pub fn has_names() -> bool {
+    const PR_SET_VMA: c_int = 0x5356_4d41;
+    // SAFETY: a length of 0 names nothing, and no name is a null pointer.
+    unsafe { libc::prctl(PR_SET_VMA, 0usize, 0usize, 0usize, 0usize) == 0 }
+}
+
+/// Whether the kernel knows PR_GET_MDWE. Linux 6.3.
+pub fn has_mdwe() -> bool {
+    knows_prctl(66)
+}
+
+/// Whether the kernel knows PR_GET_MEMORY_MERGE. Linux 6.4, with CONFIG_KSM.
+pub fn has_memory_merge() -> bool {
+    knows_prctl(68)
+}
+
+fn knows_prctl(question: c_int) -> bool {
+    // SAFETY: a question without pointers.
+    unsafe { libc::prctl(question, 0usize, 0usize, 0usize, 0usize) >= 0 }
+}
+
+/// Whether the area of rseq(2) may be longer than 32 bytes: the kernel says so in the auxiliary vector. Linux 6.3.
+pub fn has_long_rseq() -> bool {
+    const AT_RSEQ_FEATURE_SIZE: u64 = 27;
+    // SAFETY: no pointers are passed.
+    unsafe { libc::getauxval(AT_RSEQ_FEATURE_SIZE) != 0 }
 }
