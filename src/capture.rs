@@ -28,13 +28,14 @@ use crate::mem::{self, layout};
 use crate::procfs::{Mapping, Stat};
 use crate::sys::ptrace;
 use crate::task::deadline::Waits;
+use crate::task::directories::Owner;
 use crate::task::freeze::{Frozen, FrozenProcess, freeze};
 use crate::task::record::{self, Inside, Outside};
 use crate::task::survey::{
     IN_VFORK, Survey, SurveyMode, recheck, refuse_outsiders, refuse_threads, refuse_unsupported, survey,
 };
 use crate::task::thread::{self, ThreadFacts};
-use crate::task::{cpu, identity, seccomp, sharing, signals, timers};
+use crate::task::{cpu, directories, identity, seccomp, sharing, signals, timers};
 use crate::trace::{StopReason, Stopped};
 use crate::tty::record::{self as tty_records, Terminals};
 use crate::wire;
@@ -161,6 +162,7 @@ pub fn capture(frozen: Frozen, survey: &Survey, waits: &Waits, mode: SurveyMode,
         locks::refuse_mapped_leases(&tables, &mappings)?;
         flight.refuse_hidden(&tables, &sockets)?;
         known.iter().try_for_each(refuse_without_vdso)?;
+        refuse_directories(&known)?;
     }
     sharing::record(&mut images, &known.iter().map(|known| known.pid).collect::<Vec<Pid>>())?;
     let removed = Removed::new((mode == SurveyMode::Dump).then_some(allowed.removed_bytes));
@@ -211,6 +213,16 @@ fn look(process: FrozenProcess, survey: &Survey, waits: &Waits) -> Result<Known>
     let descriptors = alive.descriptors.clone();
     let comm = outside.stat.comm_text();
     Ok(Known { pid, pidfd, leader, threads, outside, descriptors, comm })
+}
+
+fn refuse_directories(known: &[Known]) -> Result<()> {
+    let leaders: Vec<Pid> = known.iter().map(|known| known.pid).collect();
+    let mut owners = Vec::new();
+    for (known, facts) in known.iter().flat_map(|known| known.threads.iter().map(move |(_, facts)| (known, facts))) {
+        let owner = |directories| Owner { pid: known.pid, tid: facts.tid, comm: &known.comm, directories };
+        owners.extend(facts.directories.as_ref().map(owner));
+    }
+    directories::refuse_unsupported(&owners, &leaders)
 }
 
 /// A restore works from the vDSO's tail and cannot take the vDSO away in the end.

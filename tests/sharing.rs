@@ -16,9 +16,19 @@ fn a_grandchild_shares_tables_with_its_parent_alone() {
 }
 
 #[test]
+fn threads_with_directories_of_their_own() {
+    check_images("shared", "thread_with_directories", 2, same_images);
+}
+
+#[test]
+fn threads_with_directories_that_cannot_be_given_again_are_refused() {
+    refused("shared", "threads_with_common_directories", "has its working directory and umask in common with");
+    refused("shared", "thread_in_removed_directory", "has a working directory that was removed or replaced");
+}
+
+#[test]
 fn threads_with_tables_of_their_own_are_refused() {
     refused("shared", "thread_with_table", "has a descriptor table of its own");
-    refused("shared", "thread_with_directories", "has a working directory and umask of its own");
 }
 
 #[test]

@@ -8,14 +8,14 @@ use crate::inject::restart::Pending;
 use crate::inject::{Visit, nothing_left};
 use crate::sys::ptrace;
 use crate::task::cpu::Processor;
-use crate::task::{deadline, modes, thread};
+use crate::task::{deadline, directories, modes, thread};
 use crate::trace::Stopped;
 
 use super::build;
 use super::inherited::Inherited;
 use super::stubs::{Stub, cannot_create, clone_args};
 
-/// What threads of one process share. clone(2), CLONE_THREAD.
+/// What threads of one process share, but for one that has directories of its own. clone(2), CLONE_THREAD.
 const FLAGS: i32 = libc::CLONE_VM
     | libc::CLONE_FS
     | libc::CLONE_FILES
@@ -30,15 +30,17 @@ pub fn create(stub: &mut Stub, images: &Images, tid: u32, inherited: &Inherited,
     let number = Tid(tid as i32);
     let missing = || Error::Gone(Pid(number.0));
     let core = images.cores.get(&tid).ok_or_else(missing)?;
+    let own = images.own_thread(tid).cloned().unwrap_or_default();
+    let flags = if own.cwd.is_some() { FLAGS & !libc::CLONE_FS } else { FLAGS };
     let mut batch = Batch::new();
-    let args = clone_args(&mut batch, Pid(number.0), FLAGS as u64, 0);
+    let args = clone_args(&mut batch, Pid(number.0), flags as u64, 0);
     let call = batch.call(libc::SYS_clone3, args);
     let (answers, thread) = stub.tracee.ask_for_child(batch)?;
     answers.result(call).map_err(|errno| cannot_create(Pid(number.0), errno))?;
     let thread = thread.ok_or_else(missing)?;
     let mut guest = stub.tracee.visit(thread, &Visit { pending: Pending::Nothing, left: &nothing_left })?;
-    let own = images.own_thread(tid).cloned().unwrap_or_default();
     let mut batch = Batch::new();
+    directories::restore(&mut batch, &own);
     thread::restore(&mut batch, core, &own, &inherited.affinity);
     modes::restore(&mut batch, &own);
     build::credentials(&mut batch, images, core, &own, inherited);

@@ -2,6 +2,7 @@
 
 pub mod cpu;
 pub mod deadline;
+pub mod directories;
 pub mod freeze;
 pub mod identity;
 pub mod modes;

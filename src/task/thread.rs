@@ -23,8 +23,9 @@ use crate::trace::Stopped;
 
 use super::cpu::Layout;
 use super::deadline::Waits;
+use super::directories::Directories;
 use super::modes::{self, Modes};
-use super::{identity, regs, rseq, signals};
+use super::{directories, identity, regs, rseq, signals};
 
 /// stack_t: address, flags (padded), size.
 const STACK: usize = 24;
@@ -56,6 +57,8 @@ pub struct ThreadFacts {
     pub ioprio: u32,
     /// Bits of the processors that it may run on.
     pub affinity: Vec<u8>,
+    /// Where they are not the leader's.
+    pub directories: Option<Directories>,
     /// The call with a timeout that it was stopped in.
     pub restart: Option<pb::PtyagentRestart>,
 }
@@ -72,10 +75,13 @@ impl ThreadFacts {
         let robust = get_robust_list(tid).map_err(failed("asking for the robust list"))?;
         let sched = sched_getattr(tid).map_err(failed("asking for the scheduling"))?;
         let usual = sched_getattr(Tid(0)).map_err(failed("asking for the usual slice"))?.runtime;
+        let status = Status::read_thread(pid, tid)?;
+        let comm = comm.strip_suffix(b"\n").unwrap_or(&comm).to_vec();
         Ok(ThreadFacts {
             tid,
-            comm: comm.strip_suffix(b"\n").unwrap_or(&comm).to_vec(),
-            status: Status::read_thread(pid, tid)?,
+            directories: directories::read(pid, tid, &status)?,
+            comm,
+            status,
             pending: signals::pending(tid, PendingQueue::Thread)?,
             rseq: rseq::Area::of(pid, tid)?,
             robust_list: (robust.0.0, robust.1),
@@ -244,6 +250,9 @@ pub fn own(pid: Pid, facts: &ThreadFacts, state: &ThreadState, told: &Told) -> p
         ..Default::default()
     };
     told.modes.record(&mut own);
+    if let Some(directories) = &facts.directories {
+        directories::record(&mut own, directories);
+    }
     own
 }
 

@@ -166,9 +166,85 @@ static void thread_with_table(void)
 	a_thread(CLONE_FILES);
 }
 
+/* Where a thread with directories of its own is. */
+static void go_to(const char *name, mode_t mask)
+{
+	mkdir(name, 0700);
+	if (unshare(CLONE_FS) || chdir(name))
+		die(name);
+	umask(mask);
+}
+
+static void expect_in(const char *name, mode_t mask)
+{
+	char here[4096];
+	expect(getcwd(here, sizeof here) && !strcmp(strrchr(here, '/') + 1, name));
+	same(umask(mask), mask);
+}
+
+static void *with_directories(void *name)
+{
+	go_to(name, 0077);
+	sem_post(&ready);
+	sem_wait(&told);
+	expect_in(name, 0077);
+	/* It is alone with them. */
+	if (chdir("/"))
+		wrong("chdir");
+	umask(0011);
+	return NULL;
+}
+
 static void thread_with_directories(void)
 {
-	a_thread(CLONE_FS);
+	pthread_t threads[2];
+	mkdir("leader", 0700);
+	umask(0027);
+	for (int n = 0; n < 2; n++) {
+		pthread_create(&threads[n], NULL, with_directories, n ? "second" : "first");
+		sem_wait(&ready);
+	}
+	say_ready(getpid());
+	if (chdir("leader"))
+		die("leader");
+	wait_for_go();
+	for (int n = 0; n < 2; n++) {
+		sem_post(&told);
+		pthread_join(threads[n], NULL);
+	}
+	expect_in("leader", 0027);
+	if (chdir(".."))
+		die("..");
+}
+
+static void *with_another(void *unused)
+{
+	pthread_t other;
+	go_to("first", 0077);
+	pthread_create(&other, NULL, with_own, NULL);
+	pthread_join(other, NULL);
+	return unused;
+}
+
+static void threads_with_common_directories(void)
+{
+	pthread_t thread;
+	pthread_create(&thread, NULL, with_another, NULL);
+	sem_wait(&ready);
+	pause_here();
+	sem_post(&told);
+	pthread_join(thread, NULL);
+}
+
+static void thread_in_removed_directory(void)
+{
+	pthread_t thread;
+	pthread_create(&thread, NULL, with_directories, "first");
+	sem_wait(&ready);
+	rmdir("first");
+	pause_here();
+	/* There is no name to ask for any more. */
+	_exit(dprintf(result, "done\n") < 0);
 }
 
 /* Memory in common, without vfork: the child runs on a stack of its own. */
@@ -193,7 +269,9 @@ int main(int argc, char **argv)
 {
 	static const struct check checks[] = {
 		{ "tables", tables }, { "grandchild", grandchild }, { "thread_with_table", thread_with_table },
-		{ "thread_with_directories", thread_with_directories }, { "memory", memory },
+		{ "thread_with_directories", thread_with_directories },
+		{ "threads_with_common_directories", threads_with_common_directories },
+		{ "thread_in_removed_directory", thread_in_removed_directory }, { "memory", memory },
 	};
 	return run_check(argc, argv, checks, sizeof checks / sizeof *checks);
 }

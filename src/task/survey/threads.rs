@@ -13,7 +13,7 @@ const PF_LOCAL_THROTTLE: u32 = 0x0010_0000;
 /// SCHED_CAPACITY_SCALE: no clamp from above.
 const CAPACITY: u32 = 1024;
 
-/// Refuses the first thread that has a descriptor table, directories or namespaces of its own (unshare(2) in a thread), or one of the rarer
+/// Refuses the first thread that has a descriptor table or namespaces of its own (unshare(2) in a thread), or one of the rarer
 /// privileges that a restore could not give it. The leader is a thread too.
 pub fn refuse_threads(survey: &Survey) -> Result<()> {
     for (task, alive) in survey.living() {
@@ -65,14 +65,12 @@ fn rarity(flags: u32, attr: &SchedAttr, cookie: u64) -> Option<&'static str> {
 fn refuse_thread(task: &TaskFacts, alive: &Alive, tid: Tid) -> Result<()> {
     let (pid, comm) = (task.pid, task.comm());
     let remedy = "end that program, then dump again";
-    for (kind, what) in [(KcmpType::Files, "descriptor table"), (KcmpType::Fs, "working directory and umask")] {
-        let order = kcmp(pid.into(), tid, kind, 0, 0).map_err(|errno| match errno {
-            Errno::ESRCH => Error::Gone(Pid(tid.0)),
-            errno => Error::sys("comparing the threads of", Subject::Pid(pid), errno),
-        })?;
-        if order.is_ne() {
-            return refuse(pid, comm, format!("its thread {tid} has a {what} of its own"), remedy);
-        }
+    let order = kcmp(pid.into(), tid, KcmpType::Files, 0, 0).map_err(|errno| match errno {
+        Errno::ESRCH => Error::Gone(Pid(tid.0)),
+        errno => Error::sys("comparing the threads of", Subject::Pid(pid), errno),
+    })?;
+    if order.is_ne() {
+        return refuse(pid, comm, format!("its thread {tid} has a descriptor table of its own"), remedy);
     }
     if !Namespaces::read(Pid(tid.0))?.differences(&alive.namespaces).is_empty() {
         return refuse(pid, comm, format!("its thread {tid} is in other namespaces than the process"), remedy);
