@@ -2,7 +2,7 @@
 
 use crate::run;
 use crate::scene::{DGRAM, STREAM, inet, inet6, words};
-use crate::support::room;
+use crate::support::{Arg, room};
 
 #[test]
 fn internet_sockets() {
@@ -100,5 +100,49 @@ fn what_is_under_way_is_refused() {
         all.refused("a TCP connection that has ended", &[]);
         all.stage.close("root", 11);
         all.round_trips();
+    });
+}
+
+/// struct group_req, on the loopback interface.
+fn group(address: std::net::IpAddr) -> Vec<u8> {
+    let sockaddr = match address {
+        std::net::IpAddr::V4(address) => [&words(&[libc::AF_INET])[..], &address.octets()].concat(),
+        std::net::IpAddr::V6(address) => [&words(&[libc::AF_INET6, 0])[..], &address.octets()].concat(),
+    };
+    let mut bytes = [&words(&[1, 0])[..], &sockaddr].concat();
+    bytes.resize(136, 0);
+    bytes
+}
+
+#[test]
+fn multicast_groups() {
+    const JOIN: i32 = 42;
+    const LEAVE: i32 = 45;
+    const BLOCK_SOURCE: i32 = 43;
+    run(|all| {
+        let (v4, v6) = ("239.7.8.9".parse().unwrap(), "ff05::7:8:9".parse().unwrap());
+        let members = [(10, libc::AF_INET, libc::IPPROTO_IP, v4), (11, libc::AF_INET6, libc::IPPROTO_IPV6, v6)];
+        for (fd, family, level, address) in members {
+            all.socket("root", fd, family, DGRAM, 0);
+            all.set("root", fd, level, JOIN, &group(address));
+            // Not a member of anything.
+            all.socket("root", fd + 10, family, DGRAM, 0);
+        }
+        all.round_trips();
+        for (fd, _, level, address) in members {
+            let leave = |fd: i32| {
+                let value = Arg::In(group(address));
+                vec![fd.into(), level.into(), LEAVE.into(), value, 136.into()]
+            };
+            let left = all.stage.sys("root", libc::SYS_setsockopt, &leave(fd + 10)).result;
+            assert_eq!(left, -i64::from(libc::EADDRNOTAVAIL), "it was never a member");
+            all.stage.must("root", libc::SYS_setsockopt, &leave(fd));
+        }
+        all.set("root", 10, libc::IPPROTO_IP, JOIN, &group(v4));
+        // struct group_source_req.
+        let mut source = [group(v4), words(&[libc::AF_INET]), vec![127, 0, 0, 1]].concat();
+        source.resize(264, 0);
+        all.set("root", 10, libc::IPPROTO_IP, BLOCK_SOURCE, &source);
+        all.refused("with chosen sources in the multicast group 239.7.8.9", &[]);
     });
 }

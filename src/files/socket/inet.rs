@@ -3,10 +3,10 @@
 //! A TCP connection has its other end in another machine's memory: it is refused, or comes back reset where the user lets go of it, so that the
 //! program finds what a broken network leaves. A connected UDP socket only remembers an address, and is carried.
 //!
-//! Refused: unread datagrams (their senders cannot be made again), one that is not sent yet, errors that nobody has been told, membership in
-//! multicast groups. Nothing tells that a UDP socket is shut down for sending alone.
+//! Refused: unread datagrams (their senders cannot be made again), one that is not sent yet, errors that nobody has been told. Nothing tells that a
+//! UDP socket is shut down for sending alone.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::poll::PollFlags;
@@ -15,6 +15,7 @@ use crate::error::{Context, Error, Result, Subject};
 use crate::image::{Images, pb};
 use crate::sys::socket;
 
+use super::groups;
 use super::options::{self, Family};
 use super::unix::{CLOSE, ESTABLISHED, LISTEN};
 use super::{Sockets, inode};
@@ -22,7 +23,6 @@ use crate::files::dump::Description;
 
 const TCP_CLOSE: &str = "--tcp-close";
 const SO_MEMINFO: i32 = 55;
-const MCAST_MSFILTER: i32 = 48;
 /// Where struct tcp_info has tcpi_unacked and tcpi_sacked: of a listening socket, how many wait and may wait.
 const WAITING: usize = 24;
 const BACKLOG: usize = 28;
@@ -61,7 +61,6 @@ pub fn record(sockets: &Sockets<'_>, images: &mut Images, found: &Description<'_
         peer = None;
     } else if !tcp && sockets.dumps() {
         refuse_busy(found, events)?;
-        refuse_groups(found, v6)?;
     }
     let table = match (tcp, v6) {
         (true, false) => Family::Tcp4,
@@ -69,6 +68,7 @@ pub fn record(sockets: &Sockets<'_>, images: &mut Images, found: &Description<'_
         (false, false) => Family::Udp4,
         (false, true) => Family::Udp6,
     };
+    let groups = if tcp || !sockets.dumps() { Vec::new() } else { groups::record(found)? };
     let (opts, options) = options::record(sockets, found, table)?;
     images.own.get_or_insert_default().sockets.push(pb::PtyagentSocket {
         id: Some(found.id.0),
@@ -76,6 +76,7 @@ pub fn record(sockets: &Sockets<'_>, images: &mut Images, found: &Description<'_
         peer_name: peer.clone(),
         peer_closed: closed.then_some(true),
         options,
+        groups,
         unread: crate::sys::tty::unread(copy).ok().filter(|bytes| *bytes > 0).map(|bytes| bytes as u32),
         ..Default::default()
     });
@@ -128,63 +129,6 @@ fn shut_down(copy: BorrowedFd<'_>, events: PollFlags) -> Option<i32> {
     receive.then(|| if events.contains(PollFlags::POLLHUP) { 3 } else { 1 })
 }
 
-/// getsockopt(2) tells of a group whether the socket is in it, so every group that this machine is in is asked for.
-fn refuse_groups(found: &Description<'_>, v6: bool) -> Result<()> {
-    let level = if v6 { libc::IPPROTO_IPV6 } else { libc::IPPROTO_IP };
-    let groups: Vec<(u32, IpAddr)> = match v6 {
-        false => groups4().into_iter().map(|(interface, group)| (interface, group.into())).collect(),
-        true => groups6().into_iter().map(|(interface, group)| (interface, group.into())).collect(),
-    };
-    let member = groups.into_iter().find(|(interface, group)| {
-        socket::asked_option(found.copy, level, MCAST_MSFILTER, group_filter(*interface, *group)).is_ok()
-    });
-    match member {
-        Some((_, group)) => {
-            let kind = format!("a UDP socket that is a member of the multicast group {group}");
-            Err(found.refuse(kind, "end the program that uses it, then dump again"))
-        }
-        None => Ok(()),
-    }
-}
-
-/// struct group_filter: the interface, the group's address, a mode, and room for no source.
-fn group_filter(interface: u32, group: IpAddr) -> Vec<u8> {
-    let mut filter = vec![0u8; 144];
-    filter[..4].copy_from_slice(&interface.to_ne_bytes());
-    let family = if group.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 } as u16;
-    filter[8..10].copy_from_slice(&family.to_ne_bytes());
-    match group {
-        IpAddr::V4(group) => filter[12..16].copy_from_slice(&group.octets()),
-        IpAddr::V6(group) => filter[16..32].copy_from_slice(&group.octets()),
-    }
-    filter
-}
-
-/// Interface and group of every line of /proc/net/igmp; the group is a hexadecimal word in memory order.
-fn groups4() -> Vec<(u32, Ipv4Addr)> {
-    let text = std::fs::read_to_string("/proc/net/igmp").unwrap_or_default();
-    let (mut interface, mut found) = (0, Vec::new());
-    for line in text.lines() {
-        let mut words = line.split_whitespace();
-        if !line.starts_with(char::is_whitespace) {
-            interface = words.next().and_then(|word| word.parse().ok()).unwrap_or(0);
-        } else if let Some(group) = words.next().and_then(|word| u32::from_str_radix(word, 16).ok()) {
-            found.push((interface, Ipv4Addr::from(group.to_ne_bytes())));
-        }
-    }
-    found
-}
-
-fn groups6() -> Vec<(u32, Ipv6Addr)> {
-    let text = std::fs::read_to_string("/proc/net/igmp6").unwrap_or_default();
-    let of = |line: &str| {
-        let mut words = line.split_whitespace();
-        let interface = words.next()?.parse().ok()?;
-        Some((interface, Ipv6Addr::from(u128::from_str_radix(words.nth(1)?, 16).ok()?)))
-    };
-    text.lines().filter_map(of).collect()
-}
-
 /// The address of a struct sockaddr_in or sockaddr_in6.
 fn parsed(address: &[u8]) -> Option<SocketAddr> {
     let port = u16::from_be_bytes(address.get(2..4)?.try_into().ok()?);
@@ -234,6 +178,7 @@ pub fn open(entry: &pb::InetSkEntry, own: &pb::PtyagentSocket) -> Result<OwnedFd
             Error::failed(format!("the address {name} of a socket cannot be taken: {}; {remedy}", errno.desc()))
         })?;
     }
+    groups::restore(made.as_fd(), own)?;
     if entry.state == LISTEN && entry.r#type == libc::SOCK_STREAM as u32 {
         socket::listen(made.as_fd(), entry.backlog as i32).during("listening", Subject::None)?;
     }
@@ -285,8 +230,6 @@ fn bytes(address: &SocketAddr) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::UdpSocket;
-
     use super::*;
 
     #[test]
@@ -304,22 +247,5 @@ mod tests {
         assert_eq!(stream.read(&mut [0; 8]).unwrap_err().kind(), ErrorKind::ConnectionReset);
         assert_eq!(stream.read(&mut [0; 8]).unwrap(), 0);
         assert_eq!(stream.write(b"x").unwrap_err().kind(), ErrorKind::BrokenPipe);
-    }
-
-    #[test]
-    fn a_member_of_a_group_is_found() {
-        let member = UdpSocket::bind("0.0.0.0:0").unwrap();
-        let group = Ipv4Addr::new(239, 1, 2, 3);
-        let is_member = |one: &UdpSocket| {
-            groups4().into_iter().filter(|(_, found)| *found == group).any(|(interface, group)| {
-                let filter = group_filter(interface, group.into());
-                socket::asked_option(one.as_fd(), libc::IPPROTO_IP, MCAST_MSFILTER, filter).is_ok()
-            })
-        };
-        if member.join_multicast_v4(&group, &Ipv4Addr::LOCALHOST).is_err() {
-            return;
-        }
-        assert!(is_member(&member));
-        assert!(!is_member(&UdpSocket::bind("0.0.0.0:0").unwrap()));
     }
 }

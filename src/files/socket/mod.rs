@@ -6,6 +6,7 @@
 
 pub mod diag;
 pub mod flight;
+pub mod groups;
 pub mod inet;
 pub mod make;
 pub mod name;
