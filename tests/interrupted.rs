@@ -1,16 +1,20 @@
-//! Calls on a terminal that a signal handler has interrupted in the middle, which runs across dump and restore and then returns: what is left of
-//! the call is made, by this kernel's vDSO or another's.
+//! Calls on a terminal that have moved a part of what they were asked to, in several threads; or with a signal handler that runs across dump and
+//! restore and then returns to what is left of the call, in this kernel's vDSO or another's.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod support;
 
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use ptyagent::inject::rest::SIZE;
+use ptyagent::inject::{stubs_behind, vdso_content_end};
+use ptyagent::procfs::maps;
 use support::{
     PATIENCE, Prepared, dump, dump_running, of_another_kernel, restore, serial, stat, subreaper, until, with_timeout,
 };
@@ -86,4 +90,28 @@ fn a_read_goes_on_behind_its_handler() {
 fn a_read_ends_behind_its_handler() {
     check("read_ends", libc::SYS_read, Kernel::Same);
     check("read_ends", libc::SYS_read, Kernel::Other);
+}
+
+/// As many threads as find room for what is left of their calls: what this program's own vDSO has.
+#[test]
+fn threads_go_on_in_their_reads() {
+    let mapping = maps::read(ptyagent::ids::Pid(std::process::id() as i32)).unwrap();
+    let vdso = mapping.into_iter().find(|mapping| mapping.is("[vdso]")).unwrap();
+    let mut bytes = vec![0; vdso.len() as usize];
+    File::open("/proc/self/mem").unwrap().read_exact_at(&mut bytes, vdso.start.0).unwrap();
+    let (_, rests) = stubs_behind(vdso_content_end(&bytes).unwrap());
+    let room = rests.step_by(SIZE).filter(|at| at + SIZE <= bytes.len()).count();
+    let check = if room >= 5 { "five" } else { "two" };
+    let _serial = serial();
+    with_timeout(LIMIT, move || {
+        let _subreaper = subreaper();
+        let victim = Prepared::start("interrupted", check);
+        for round in 0..3 {
+            dump_running(victim.pid, &victim.dir.join(&format!("running{round}")));
+            let images = victim.dir.join(&format!("images{round}"));
+            dump(victim.pid, &images);
+            restore(&images);
+        }
+        victim.verify();
+    });
 }

@@ -2,11 +2,13 @@
  *
  *   interrupted DIR CHECK
  *
- * As check.h. A child is in the call; DIR/child holds its PID. Its handler for SIGUSR1 leaves DIR/handling and returns once it has got a byte
+ * As check.h. "two" and "five" have as many threads in a call, and no handler. Else a child is in the call; DIR/child holds its PID. Its handler for SIGUSR1 leaves DIR/handling and returns once it has got a byte
  * through the FIFO DIR/back. */
 #define _GNU_SOURCE
 #include <poll.h>
+#include <pthread.h>
 #include <signal.h>
+#include <sys/ioctl.h>
 #include <termios.h>
 
 #include "check.h"
@@ -44,24 +46,32 @@ static void do_read(void)
 	told->count = read(slave, (char *)told->read, SMALL);
 }
 
+/* A terminal without lines of which a read waits for all that it asks for; a part of that is typed. */
+static void open_pty(int *master, int *slave)
+{
+	struct termios raw;
+	*master = posix_openpt(O_RDWR | O_NOCTTY);
+	if (*master < 0 || unlockpt(*master))
+		die("openpt");
+	*slave = open(ptsname(*master), O_RDWR | O_NOCTTY);
+	if (*slave < 0 || tcgetattr(*slave, &raw))
+		die("slave");
+	cfmakeraw(&raw);
+	raw.c_cc[VMIN] = SMALL;
+	if (tcsetattr(*slave, TCSANOW, &raw) || write(*master, "abcd", 4) != 4)
+		die("raw");
+}
+
 static void begin(void (*call)(void), int flags)
 {
 	struct sigaction action = { .sa_handler = handler, .sa_flags = flags };
-	struct termios raw;
 	char text[16];
 	told = map(PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	mkfifo("back", 0600);
 	back = open("back", O_RDWR | O_CLOEXEC);
-	master = posix_openpt(O_RDWR | O_NOCTTY);
-	if (back < 0 || master < 0 || unlockpt(master))
-		die("openpt");
-	slave = open(ptsname(master), O_RDWR | O_NOCTTY);
-	if (slave < 0 || tcgetattr(slave, &raw))
-		die("slave");
-	cfmakeraw(&raw);
-	raw.c_cc[VMIN] = SMALL;
-	if (tcsetattr(slave, TCSANOW, &raw) || write(master, "abcd", 4) != 4)
-		die("raw");
+	if (back < 0)
+		die("back");
+	open_pty(&master, &slave);
 	pid_t child = fork();
 	if (!child) {
 		sigaction(SIGUSR1, &action, NULL);
@@ -131,11 +141,52 @@ static void read_ends(void)
 	check_read(4);
 }
 
+static struct reader { pthread_t thread; int master, slave; ssize_t count; char read[SMALL]; } readers[5];
+
+static void *read_all(void *argument)
+{
+	struct reader *reader = argument;
+	reader->count = read(reader->slave, reader->read, SMALL);
+	return NULL;
+}
+
+static void threads(int number)
+{
+	for (struct reader *one = readers; one < readers + number; one++) {
+		open_pty(&one->master, &one->slave);
+		if (pthread_create(&one->thread, NULL, read_all, one))
+			die("pthread_create");
+		/* It has read what there was. */
+		int unread;
+		while (!ioctl(one->slave, FIONREAD, &unread) && unread)
+			;
+	}
+	pause_here();
+	for (struct reader *one = readers; one < readers + number; one++) {
+		expect(write(one->master, "efghij", 6) == 6);
+		pthread_join(one->thread, NULL);
+		same(one->count, SMALL);
+		expect(!memcmp(one->read, "abcdefghij", SMALL));
+	}
+}
+
+static void two(void)
+{
+	threads(2);
+}
+
+static void five(void)
+{
+	threads(5);
+}
+
 static const struct check checks[] = {
 	{ "write_restarts", write_restarts },
 	{ "write_ends", write_ends },
 	{ "read_restarts", read_restarts },
 	{ "read_ends", read_ends },
+	{ "two", two },
+	{ "five", five },
 };
 
 int main(int argc, char **argv)

@@ -102,22 +102,28 @@ fn read(mem: &File, pid: Pid, at: u64) -> Result<[u8; SIZE]> {
 
 /// The slots that no thread of the process needs and to which no signal handler returns. `threads` are the registers of all of them.
 pub fn unused(mem: &File, pid: Pid, slots: &[u64], threads: &[user_regs_struct]) -> Result<Vec<u64>> {
-    let mut unused = Vec::new();
-    for slot in slots {
-        // The stacks are read only where there is something to find.
-        let is_empty = read(mem, pid, *slot)? == [0; SIZE];
-        if is_empty || !threads.iter().any(|regs| uses(*slot, regs, &stack(mem, regs))) {
-            unused.push(*slot);
-        }
+    let is_in = |slot: u64| threads.iter().any(|regs| within(slot, regs.rip) || within(slot, regs.rsi));
+    let mut unused: Vec<u64> = slots.iter().copied().filter(|slot| !is_in(*slot)).collect();
+    let mut full = Vec::new();
+    for slot in &unused {
+        full.extend((read(mem, pid, *slot)? != [0; SIZE]).then_some(*slot));
     }
+    // The stacks are read only where there is something to find.
+    let stacks = threads.iter().take_while(|_| !full.is_empty()).map(|regs| stack(mem, regs));
+    let needed: Vec<u64> = stacks.flat_map(|stack| leads_to(&full, &stack)).collect();
+    unused.retain(|slot| !needed.contains(slot));
     Ok(unused)
 }
 
-/// Whether a thread is in a slot or has its list of pieces there, or a word of its stack leads there.
-fn uses(slot: u64, regs: &user_regs_struct, stack: &[u8]) -> bool {
-    let within = |address: u64| address.wrapping_sub(slot) < SIZE as u64;
-    let mut words = stack.chunks_exact(8).filter_map(|word| Some(u64::from_le_bytes(word.try_into().ok()?)));
-    within(regs.rip) || within(regs.rsi) || words.any(within)
+/// Whether an address lies in a slot.
+fn within(slot: u64, address: u64) -> bool {
+    address.wrapping_sub(slot) < SIZE as u64
+}
+
+/// The slots to which a word of a stack leads.
+fn leads_to(slots: &[u64], stack: &[u8]) -> Vec<u64> {
+    let words = stack.chunks_exact(8).filter_map(|word| Some(u64::from_le_bytes(word.try_into().ok()?)));
+    words.filter_map(|word| slots.iter().copied().find(|slot| within(*slot, word))).collect()
 }
 
 /// What lies above a stack pointer: as much as can be read, at most 8 MiB.
@@ -175,11 +181,8 @@ mod tests {
 
     #[test]
     fn a_slot_to_which_a_handler_returns_is_in_use() {
-        let stack = [0u64, 0x2002, 5].map(u64::to_le_bytes).concat();
-        let mut regs = crate::inject::zero_regs();
-        (regs.rip, regs.rsi) = (0x3010, 0x4008);
-        let used = [0x1000, 0x2000, 0x3000, 0x4000].map(|slot| uses(slot, &regs, &stack));
-        assert_eq!(used, [false, true, true, true]);
+        let stack = [0u64, 0x2002, 5, 0x3080, 0x407f].map(u64::to_le_bytes).concat();
+        assert_eq!(leads_to(&[0x1000, 0x2000, 0x3000, 0x4000], &stack), [0x2000, 0x4000]);
     }
 
     #[test]
