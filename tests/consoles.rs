@@ -5,13 +5,15 @@ mod support;
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use ptyagent::parasite_side::queue as side;
 use ptyagent::sys::tty::{self, Termios2};
+use ptyagent::tty::queue::empty_hold;
 use support::{
     EndSession, PATIENCE, RDWR, Stage, TempDir, dump, dump_running, ptyagent, report, require_from, restore, room,
     serial, skip, subreaper, until, with_timeout,
@@ -156,6 +158,28 @@ fn a_serial_line_keeps_its_settings_and_modem_lines() {
         settings_survive(&path, set, reset, give);
         drop(keep);
         other.flush().unwrap();
+    });
+}
+
+/// The outputs of a line are as the program has set them while its queues are read, too, whatever becomes of the dump then.
+#[test]
+fn reading_a_serial_line_leaves_its_outputs_alone() {
+    with_timeout(LIMIT, || {
+        let _serial = serial();
+        let Some((path, _)) = lines() else { return };
+        for flags in [libc::O_RDWR, libc::O_RDONLY, libc::O_WRONLY] {
+            let mut open = File::options();
+            open.read(flags != libc::O_WRONLY).write(flags != libc::O_RDONLY);
+            let line = open.custom_flags(libc::O_NOCTTY | libc::O_NONBLOCK).open(&path).unwrap();
+            tty::set_modem(line.as_fd(), 0).unwrap();
+            let before = tty::get_modem(line.as_fd()).unwrap();
+            let mut hold = empty_hold();
+            hold.slave = line.as_raw_fd();
+            assert_eq!(side::drain(&mut hold), 0);
+            assert_eq!(tty::get_modem(line.as_fd()).unwrap(), before, "open flags {flags}, drained");
+            assert_eq!(side::put_back(&mut hold), 0);
+            assert_eq!(tty::get_modem(line.as_fd()).unwrap(), before, "open flags {flags}, put back");
+        }
     });
 }
 

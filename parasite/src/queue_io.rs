@@ -33,6 +33,8 @@ const TIOCNXCL: u64 = 0x540d;
 const TIOCGLCKTRMIOS: u64 = 0x5456;
 const TIOCSLCKTRMIOS: u64 = 0x5457;
 const TIOCSTI: u64 = 0x5412;
+const TIOCMGET: u64 = 0x5415;
+const TIOCMSET: u64 = 0x5418;
 const FIONREAD: u64 = 0x541b;
 const TIOCPKT: u64 = 0x5420;
 const TIOCSPTLCK: u64 = 0x4004_5431;
@@ -42,6 +44,10 @@ const TIOCGPTPEER: u64 = 0x5441;
 
 const OPEN_FLAGS: u64 = 0o2 | 0o400 | 0o4000 | 0o2_000_000;
 const NONBLOCK: u64 = 0o4000;
+const WRITE_ONLY: u64 = 1;
+/// F_GETFL and F_SETFL.
+const GETFL: u64 = 3;
+const SETFL: u64 = 4;
 
 pub const POLLIN: u16 = 1;
 pub const POLLPRI: u16 = 2;
@@ -90,13 +96,13 @@ pub fn write_now(fd: i32, bytes: &[u8]) -> Io<usize> {
     if ready(fd, POLLOUT) {
         return write(fd, bytes);
     }
-    let flags = call(FCNTL, [number(fd), 3, 0, 0, 0, 0])?;
+    let flags = call(FCNTL, [number(fd), GETFL, 0, 0, 0, 0])?;
     if flags & NONBLOCK != 0 {
         return write(fd, bytes);
     }
-    call(FCNTL, [number(fd), 4, flags | NONBLOCK, 0, 0, 0])?;
+    call(FCNTL, [number(fd), SETFL, flags | NONBLOCK, 0, 0, 0])?;
     let result = write(fd, bytes);
-    call(FCNTL, [number(fd), 4, flags, 0, 0, 0])?;
+    call(FCNTL, [number(fd), SETFL, flags, 0, 0, 0])?;
     result
 }
 
@@ -202,8 +208,21 @@ pub fn may_simulate(slave: i32) -> bool {
     ioctl(slave, TIOCSTI, 0) == Err(EFAULT)
 }
 
-/// A non-blocking description of the slave of its own, which leaves the victim's flags alone. `None`: there is none to be had.
+/// A non-blocking description of the slave of its own, which leaves the victim's flags alone. `None`: there is none to be had, or the victim's does, for
+/// an open raises the outputs of a serial line.
 pub fn open_own(slave: i32, master: i32) -> Option<i32> {
+    let outputs = if master < 0 { ioctl_get(slave, TIOCMGET).ok() } else { None };
+    if outputs.is_some() && call(FCNTL, [number(slave), GETFL, 0, 0, 0, 0]).is_ok_and(|flags| flags & 3 != WRITE_ONLY) {
+        return None;
+    }
+    let own = open_slave(slave, master);
+    if let Some(bits) = outputs {
+        ioctl_set(slave, TIOCMSET, bits).ok()?;
+    }
+    own
+}
+
+fn open_slave(slave: i32, master: i32) -> Option<i32> {
     match try_open(slave, master) {
         Err(EBUSY) => {
             // Exclusive, and we lack CAP_SYS_ADMIN.

@@ -276,7 +276,7 @@ fn record(process: &Captured, drained: &Drained, images: &mut Images) -> Result<
 
 /// Puts everything back into the terminals that it came from, and switches the signals on again.
 pub fn put_back(processes: &mut [Captured], images: &Images, drained: &[Drained]) -> Result<()> {
-    return_bytes(processes, images, drained)?;
+    return_bytes(processes, drained)?;
     let noisy = asynchronous(images);
     for process in processes.iter_mut() {
         let mut batch = Batch::new();
@@ -289,18 +289,11 @@ pub fn put_back(processes: &mut [Captured], images: &Images, drained: &[Drained]
     Ok(())
 }
 
-fn return_bytes(processes: &mut [Captured], images: &Images, drained: &[Drained]) -> Result<()> {
+fn return_bytes(processes: &mut [Captured], drained: &[Drained]) -> Result<()> {
     for process in processes.iter_mut() {
         let mut batch = Batch::new();
         for drained in drained.iter().filter(|drained| drained.job.pid == process.pid) {
             batch.operate(wire::OP_QUEUE_PUT_BACK, drained.offset);
-            let record = images.own_tty(info_id(drained.job.index, Peer::Slave));
-            if let Some(bits) = record.and_then(|record| record.modem_bits) {
-                // The drain has opened the line, which raises its outputs.
-                let bits = batch.input(&bits.to_ne_bytes());
-                let set = [drained.job.slave.into(), crate::sys::tty::TIOCMSET.into(), bits.into()];
-                batch.call(libc::SYS_ioctl, set);
-            }
         }
         if !batch.is_empty() {
             let answers = process.tracee.ask(batch)?;
