@@ -2,6 +2,8 @@
 //!
 //! The pages and the queues are left to the dump: they are read last.
 
+mod inside;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -16,29 +18,22 @@ use crate::files::outside::{LetGoOf, Mapped};
 use crate::files::removed::Removed;
 use crate::files::socket::Sockets;
 use crate::files::socket::flight::Flight;
-use crate::files::transfer::{self, Caller};
 use crate::files::{locks, outside};
 use crate::ids::{Pid, Tid};
 use crate::image::Images;
-use crate::inject::batch::{Ask, Batch};
-use crate::inject::rest::Transfer;
-use crate::inject::{Arrival, Entry, Infected, Placement, ThreadState, Visit, restart, rseq};
-use crate::mem::policy::{self, Policy};
-use crate::mem::{self, layout};
+use crate::inject::Infected;
+use crate::mem;
 use crate::procfs::{Mapping, Stat};
 use crate::sys::ptrace;
 use crate::task::deadline::Waits;
 use crate::task::directories::Owner;
 use crate::task::freeze::{Frozen, FrozenProcess, freeze};
-use crate::task::record::{self, Inside, Outside};
-use crate::task::survey::{
-    IN_VFORK, Survey, SurveyMode, recheck, refuse_outsiders, refuse_threads, refuse_unsupported, survey,
-};
-use crate::task::thread::{self, ThreadFacts};
-use crate::task::{cpu, directories, identity, seccomp, sharing, signals, timers};
+use crate::task::record::{self, Outside};
+use crate::task::survey::{Survey, SurveyMode, recheck, refuse_outsiders, refuse_threads, refuse_unsupported, survey};
+use crate::task::thread::ThreadFacts;
+use crate::task::{directories, semaphores, sharing};
 use crate::trace::{StopReason, Stopped};
 use crate::tty::record::{self as tty_records, Terminals};
-use crate::wire;
 
 /// A process that is stopped, known, and has the parasite in it.
 #[derive(Debug)]
@@ -83,7 +78,7 @@ pub fn take(root: Pid, mode: SurveyMode, allowed: &Allowed, mut frozen_at: impl 
         let patience = match &error {
             Error::Leaving(_) => LEAVING,
             Error::Gone(pid) if *pid != root => MOVING,
-            Error::Refused(refusal) if refusal.kind.starts_with(IN_VFORK) => MOVING,
+            Error::InVfork(_) => MOVING,
             Error::Refused(_) => {
                 let text = Some(error.to_string());
                 let again = refused == text;
@@ -134,6 +129,8 @@ pub struct Tree {
 struct Known {
     pid: Pid,
     pidfd: OwnedFd,
+    /// Its memory.
+    mem: File,
     leader: Stopped,
     threads: Vec<(Stopped, ThreadFacts)>,
     outside: Outside,
@@ -173,10 +170,11 @@ pub fn capture(frozen: Frozen, survey: &Survey, waits: &Waits, mode: SurveyMode,
     drop(tables);
     drop(flight);
     tracing::debug!("files recorded");
-    let processes = infect_and_ask(known, &mut images, &mut ids, &terminals, mode)?;
+    let processes = inside::infect_and_ask(known, &mut images, &mut ids, &terminals, mode)?;
     for pid in zombies {
         record::record_zombie(&mut images, &Stat::read(pid)?);
     }
+    semaphores::record(&mut images, &processes.iter().map(|process| process.pid).collect::<Vec<Pid>>())?;
     sort_parents_first(&mut images, survey.root);
     Ok(Tree { processes, images, memfds: ids.memfds.sources })
 }
@@ -212,7 +210,7 @@ fn look(process: FrozenProcess, survey: &Survey, waits: &Waits) -> Result<Known>
     let threads = threads.into_iter().map(with_facts).collect::<Result<_>>()?;
     let descriptors = alive.descriptors.clone();
     let comm = outside.stat.comm_text();
-    Ok(Known { pid, pidfd, leader, threads, outside, descriptors, comm })
+    Ok(Known { pid, pidfd, mem, leader, threads, outside, descriptors, comm })
 }
 
 fn refuse_directories(known: &[Known]) -> Result<()> {
@@ -258,159 +256,6 @@ fn record_files(
     file_records::record(images, ids, tables, ofds, tree, &tty_ids, sockets)?;
     images.locks = locks::record(tables, ofds)?;
     Ok(())
-}
-
-/// A process on the way in, and what its leader is asked there.
-struct Entering {
-    pid: Pid,
-    pidfd: OwnedFd,
-    guests: Vec<(Stopped, ThreadFacts)>,
-    descriptors: Vec<Descriptor>,
-    outside: Outside,
-    signals: signals::Asked,
-    identity: identity::Asked,
-    policy: policy::Asked,
-    thread: thread::Asked,
-    timers: timers::Asked,
-    ttys: Vec<tty_records::Asked>,
-}
-
-/// Brings the parasite into every process, asks each of them on the way in, then their other threads, and records the answers.
-fn infect_and_ask(
-    known: Vec<Known>,
-    images: &mut Images,
-    ids: &mut FileIds,
-    terminals: &Terminals,
-    mode: SurveyMode,
-) -> Result<Vec<Captured>> {
-    let (mut arrivals, mut entering) = (Vec::new(), Vec::new());
-    for known in known {
-        let (arrival, one) = arrive(known, terminals)?;
-        arrivals.push(arrival);
-        entering.push(one);
-    }
-    let entered = Infected::infect_all(arrivals)?;
-    tracing::debug!("infected and asked");
-    let (mut records, layout) = (tty_records::Records::new(), cpu::layout());
-    let mut processes = Vec::new();
-    for (one, (tracee, answers)) in entering.into_iter().zip(entered) {
-        let Entering { pid, pidfd, guests, descriptors, outside, signals, identity, policy, thread, timers, ttys } =
-            one;
-        let mappings = outside.mappings.clone();
-        let mut captured = Captured { pid, pidfd, tracee, threads: Vec::new(), mappings };
-        let comm = outside.stat.comm_text();
-        let mut signals = signals.answers(&answers);
-        signals.timers.posix = timers.answers(&answers)?;
-        let locks_later = policy::locks_later(pid, &outside.status, captured.tracee.region().start)?;
-        let inside = Inside {
-            signals,
-            identity: identity.answers(&answers)?,
-            policy: Policy { locks_later, ..policy.answers(&answers) },
-            told: thread.answers(&answers, &outside.thread, pid, &comm)?,
-        };
-        for tty in &ttys {
-            tty.answers(&answers, &mut records)?;
-        }
-        let state = recordable(&captured, captured.tracee.original(), &comm, mode)?;
-        record::record(images, ids, &outside, &state, inside, &layout)?;
-        for (stopped, facts) in guests {
-            let (stopped, state, told) = visit(&mut captured, stopped, &facts, &outside, &descriptors)?;
-            captured.threads.push(stopped);
-            let state = recordable(&captured, &state, &comm, mode)?;
-            record::record_thread(images, captured.pid, &facts, &state, &told, &layout)?;
-        }
-        processes.push(captured);
-    }
-    tty_records::record(images, ids, terminals, records);
-    Ok(processes)
-}
-
-fn arrive(known: Known, terminals: &Terminals) -> Result<(Arrival, Entering)> {
-    let Known { pid, pidfd, leader, threads: guests, outside, descriptors, .. } = known;
-    let mut batch = Batch::new();
-    let signals = signals::ask(&mut batch);
-    let identity = identity::ask(&mut batch);
-    let policy = policy::ask(&mut batch);
-    let thread = thread::ask(&mut batch, &outside.thread);
-    let timers = timers::ask(&mut batch, &outside.timers);
-    let ttys = terminals.ask(pid, &mut batch);
-    let arrival = arrival(&pidfd, leader, &guests, &outside, &descriptors, batch)?;
-    Ok((
-        arrival,
-        Entering { pid, pidfd, guests, descriptors, outside, signals, identity, policy, thread, timers, ttys },
-    ))
-}
-
-/// Asks a thread that is not the leader; yields it about to go on.
-fn visit(
-    captured: &mut Captured,
-    stopped: Stopped,
-    facts: &ThreadFacts,
-    outside: &Outside,
-    descriptors: &[Descriptor],
-) -> Result<(Stopped, ThreadState, thread::Told)> {
-    let pending = facts.pending(stopped.sigmask()?, &outside.process_pending);
-    let Captured { pid, pidfd, tracee, .. } = captured;
-    let left =
-        |transfer: &Transfer| transfer::left(&Caller { pidfd, descriptors, filters: &outside.filters }, transfer);
-    let mut guest = tracee.visit(stopped, &Visit { pending, left: &left })?;
-    let mut batch = Batch::new();
-    let asked = thread::ask(&mut batch, facts);
-    let told = asked.answers(&guest.ask(batch)?, facts, *pid, &outside.stat.comm_text())?;
-    let state = guest.original().clone();
-    Ok((guest.leave()?, state, told))
-}
-
-/// The state that the images keep: a call that the kernel has restarted before gets its own number back.
-fn recordable(captured: &Captured, state: &ThreadState, comm: &str, mode: SurveyMode) -> Result<ThreadState> {
-    let mut state = state.clone();
-    if !restart::is_restarted(&state.regs) {
-        return Ok(state);
-    }
-    match restart::number(&state.regs, captured.tracee.mem()) {
-        Some(number) => state.regs.orig_rax = number as u64,
-        None if mode == SurveyMode::Inspect => {}
-        None => {
-            return Err(Error::Refused(Refusal {
-                pid: captured.pid,
-                comm: comm.to_owned(),
-                fd: None,
-                kind: "it sleeps in a system call that was interrupted before, and its code does not say which".into(),
-                remedy: "wait until it wakes up, then dump again".into(),
-            }));
-        }
-    }
-    Ok(state)
-}
-
-fn arrival(
-    pidfd: &OwnedFd,
-    leader: Stopped,
-    guests: &[(Stopped, ThreadFacts)],
-    outside: &Outside,
-    descriptors: &[Descriptor],
-    first: Batch,
-) -> Result<Arrival> {
-    let pid = outside.stat.pid;
-    let mem = crate::inject::open_mem(pid)?;
-    for (thread, facts) in guests.iter().map(|(thread, facts)| (thread, facts)).chain([(&leader, &outside.thread)]) {
-        if let Some(config) = facts.rseq.place() {
-            rseq::abort_section(thread, &mem, pid, &config)?;
-        }
-    }
-    if !outside.filters.is_empty() {
-        seccomp::refuse_harmful(pid, &outside.stat.comm_text(), &outside.filters, &first)?;
-        leader.set_options(ptrace::OPTIONS | ptrace::OPTION_SUSPEND_SECCOMP)?;
-    }
-    let base = layout::hole(layout::ranges(&outside.mappings), wire::REGION_SIZE)
-        .ok_or_else(|| Error::failed(format!("process {pid} has no room for the parasite in its address space")))?;
-    let pending = outside.thread.pending(leader.sigmask()?, &outside.process_pending);
-    let places = mem::places(&outside.mappings);
-    let left =
-        |transfer: &Transfer| transfer::left(&Caller { pidfd, descriptors, filters: &outside.filters }, transfer);
-    let others = guests.iter().map(|(thread, _)| Ok((thread.tid(), thread.regs()?))).collect::<Result<_>>()?;
-    let entry = Entry { pid, pidfd, places, base, placement: Placement::Free, pending, left: &left, others };
-    Arrival::new(leader, &entry, first)
 }
 
 /// Orders the tree so that each process comes behind its parent, siblings by their number.

@@ -56,6 +56,9 @@ pub enum Error {
     /// What the images hold and this machine has not, with the remedy; nothing was created. Exit status 3.
     #[error("refused: {0}")]
     Lacking(String),
+    /// A refusal that a moment usually settles: the process waits in vfork for its child to start a program. Exit status 3.
+    #[error("{0}")]
+    InVfork(Refusal),
     /// An image that is missing, incomplete, damaged or inconsistent.
     #[error("image {}: {reason}", path.display())]
     Image { path: PathBuf, reason: String },
@@ -124,7 +127,7 @@ impl Error {
     /// 0 done, 1 failed and nothing changed, 2 usage (clap), 3 refused.
     pub fn exit_status(&self) -> u8 {
         match self {
-            Error::Refused(_) | Error::Lacking(_) => 3,
+            Error::Refused(_) | Error::InVfork(_) | Error::Lacking(_) => 3,
             _ => 1,
         }
     }

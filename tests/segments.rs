@@ -53,3 +53,18 @@ fn a_segment_that_is_there_is_not_touched() {
         victim.verify();
     });
 }
+
+#[test]
+fn changes_of_semaphores_that_are_lost_are_named() {
+    let _serial = serial();
+    with_timeout(Duration::from_secs(60), || {
+        let _subreaper = subreaper();
+        let victim = Prepared::start("segments", "undo");
+        let images = victim.dir.join("images");
+        let pid = victim.pid.to_string();
+        let output = ptyagent(&["dump", "--leave-running", "--inject", &pid, "-D", images.to_str().unwrap()]);
+        assert!(output.status.success(), "{}", report(&output));
+        assert_eq!(report(&output).matches("SEM_UNDO").count(), 1, "{}", report(&output));
+        victim.verify();
+    });
+}

@@ -12,8 +12,8 @@ use crate::sys::{socket, tty};
 pub struct Caller<'a> {
     pub pidfd: &'a OwnedFd,
     pub descriptors: &'a [Descriptor],
-    /// Seccomp filters.
-    pub filters: &'a [Vec<u8>],
+    /// It has seccomp filters.
+    pub filtered: bool,
 }
 
 /// What is left of a call.
@@ -29,7 +29,7 @@ pub fn left(caller: &Caller<'_>, transfer: &Transfer) -> Left {
         _ => 0,
     };
     let through = match found.map(|descriptor| &descriptor.kind) {
-        _ if !caller.filters.is_empty() => Through::Filtered,
+        _ if caller.filtered => Through::Filtered,
         Some(FileKind::Socket { .. }) => Through::Socket,
         _ => Through::File,
     };

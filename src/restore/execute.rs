@@ -14,9 +14,10 @@ use crate::mem::shared::Made;
 use crate::mem::vdso::Vdsos;
 use crate::plan::{Birth, Plan, Step};
 use crate::sys::tty;
+use crate::task::cgroup::Mover;
 use crate::task::cpu::Processor;
-use crate::task::deadline;
 use crate::task::record::STOPPED;
+use crate::task::{deadline, seccomp, thread};
 use crate::trace::Stopped;
 use crate::tty::restore::Pairs;
 
@@ -35,6 +36,7 @@ pub struct Execution<'a> {
     opened: Opened,
     notes: Vec<String>,
     shared: Made,
+    cgroups: Mover,
     vdsos: Vdsos,
     processor: Processor,
     stubs: Stubs,
@@ -62,6 +64,7 @@ impl Execution<'_> {
             opened,
             notes: Vec::new(),
             shared: Made::default(),
+            cgroups: Mover::default(),
             vdsos: Vdsos::read(images, &request.dir)?,
             processor,
             stubs: Stubs::default(),
@@ -102,16 +105,16 @@ impl Execution<'_> {
             }
             Step::Build { pid } => {
                 let (stub, means) = self.site(*pid)?;
-                build::build(stub, &means)
+                build::build(stub, &means)?;
+                // Filters are suspended until the task is let go; before the credentials there is the right to install them.
+                seccomp::restore_common(&mut stub.tracee, means.images, *pid, stubs::OPTIONS)
             }
             Step::CreateThread { pid, tid } => {
                 threads::create(self.stubs.get(*pid)?, self.images, *tid, &self.inherited, &self.processor)
             }
             Step::Identify { pid } => {
                 let stub = self.stubs.get(*pid)?;
-                let core = self.images.cores.get(pid).ok_or(Error::Gone(Pid(*pid as i32)))?;
-                // The filters are suspended until the task is let go; before the credentials there is the right to install them.
-                crate::task::seccomp::restore(&mut stub.tracee, self.images, core, stubs::OPTIONS)?;
+                seccomp::restore_leader(&mut stub.tracee, self.images, *pid, stubs::OPTIONS)?;
                 build::identify(stub, self.images, &self.inherited)
             }
             Step::Die { pid, status } => self.die(*pid, *status),
@@ -223,6 +226,9 @@ impl Execution<'_> {
         let signal = (status & 0x7f) as i32;
         let mut tracee = stub.tracee;
         let mut batch = Batch::new();
+        if let Some(task) = self.images.cores.get(&pid).and_then(|core| core.tc.as_ref()) {
+            thread::restore_name(&mut batch, &task.comm);
+        }
         if signal == 0 {
             batch.call(libc::SYS_exit_group, [u64::from(status >> 8 & 0xff).into()]);
         } else {
@@ -271,10 +277,6 @@ impl Execution<'_> {
         Ok(())
     }
 
-    fn core(&self, pid: u32) -> Result<&pb::CoreEntry> {
-        self.images.cores.get(&pid).ok_or(Error::Gone(Pid(pid as i32)))
-    }
-
     fn queue_signals(&mut self, pid: u32) -> Result<()> {
         let entries = self.images.pstree.iter().filter(|entry| entry.ppid == pid && entry.pid != self.plan.root);
         let stopped: Vec<u32> =
@@ -286,11 +288,15 @@ impl Execution<'_> {
     /// Lets a task go. A stopped one is stopped again.
     fn release(&mut self, pid: u32) -> Result<()> {
         let mut stub = self.stubs.take(pid)?;
-        let core = self.core(pid)?;
+        let images = self.images;
+        let core = images.cores.get(&pid).ok_or(Error::Gone(Pid(pid as i32)))?;
         build::start_timers(&mut stub, core)?;
         let xstate_len = stub.tracee.original().xstate.len();
         let last = build::last_state(self.images, core, pid, &self.processor, xstate_len)?;
         let stopped = stub.tracee.leave_as(&last, deadline::unfinished(core, self.images.own_thread(pid)).as_ref())?;
+        // A group may be a frozen one, in which it would do nothing more for us.
+        let groups = images.own_task(pid).map_or(&[][..], |own| &own.cgroups);
+        self.cgroups.put(stub.pid, groups)?;
         stopped.set_options(crate::sys::ptrace::OPTIONS)?;
         if state(self.images, pid) != STOPPED {
             threads::release(stub.threads)?;
@@ -313,8 +319,9 @@ impl Execution<'_> {
     }
 
     pub fn succeed(self, start: Instant, created: Instant) -> Restored {
-        let Execution { images, plan, mut pairs, stubs, notes, shared, .. } = self;
+        let Execution { images, plan, mut pairs, stubs, mut notes, shared, cgroups, .. } = self;
         stubs.succeed();
+        notes.extend(cgroups.notes());
         shared.keep();
         let pages = images
             .pagemaps

@@ -8,12 +8,12 @@ use crate::inject::restart::Pending;
 use crate::inject::{Visit, nothing_left};
 use crate::sys::ptrace;
 use crate::task::cpu::Processor;
-use crate::task::{deadline, directories, modes, thread};
+use crate::task::{deadline, directories, modes, seccomp, thread};
 use crate::trace::Stopped;
 
 use super::build;
 use super::inherited::Inherited;
-use super::stubs::{Stub, cannot_create, clone_args};
+use super::stubs::{OPTIONS, Stub, cannot_create, clone_args};
 
 /// What threads of one process share, but for one that has directories of its own. clone(2), CLONE_THREAD.
 const FLAGS: i32 = libc::CLONE_VM
@@ -38,7 +38,10 @@ pub fn create(stub: &mut Stub, images: &Images, tid: u32, inherited: &Inherited,
     let (answers, thread) = stub.tracee.ask_for_child(batch)?;
     answers.result(call).map_err(|errno| cannot_create(Pid(number.0), errno))?;
     let thread = thread.ok_or_else(missing)?;
+    let filters = seccomp::of_thread(images, stub.pid.0 as u32, tid)?;
+    seccomp::suspend(&filters, &thread, OPTIONS)?;
     let mut guest = stub.tracee.visit(thread, &Visit { pending: Pending::Nothing, left: &nothing_left })?;
+    seccomp::install(&mut guest, &filters)?;
     let mut batch = Batch::new();
     directories::restore(&mut batch, &own);
     thread::restore(&mut batch, core, &own, &inherited.affinity);

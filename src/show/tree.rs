@@ -80,6 +80,7 @@ fn task_lines(view: &View, task: &Task) -> Vec<String> {
     for (name, path) in [("exe", &task.exe), ("cwd", &task.cwd)] {
         lines.extend(path.as_ref().map(|path| format!("{indent}    {name} {path}")));
     }
+    lines.extend(task.cgroups.iter().map(|group| format!("{indent}    cgroup {group}")));
     match task.descriptors_shared_with {
         Some(pid) => lines.push(format!("{indent}    descriptors shared with {pid}")),
         None => lines.extend(task.descriptors.iter().map(|fd| format!("{indent}    {}", descriptor_line(fd)))),

@@ -47,6 +47,9 @@ pub struct Task {
     pub state: String,
     pub exe: Option<String>,
     pub cwd: Option<String>,
+    /// Other than the root of a hierarchy.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub cgroups: Vec<String>,
     pub threads: Vec<u32>,
     /// The group is the foreground group of the session's terminal.
     pub foreground: bool,
@@ -180,6 +183,7 @@ impl<'a> Gather<'a> {
             state: state(core, own),
             exe: own.and_then(|own| own.exe.as_deref()).map(escape).or_else(|| mm.and_then(|mm| path(mm.exe_file_id))),
             cwd: self.images.fs.get(&pid).and_then(|fs| path(fs.cwd_id)),
+            cgroups: own.into_iter().flat_map(|own| &own.cgroups).filter_map(cgroup).collect(),
             threads: entry.threads.clone(),
             foreground: terminal.is_some_and(|terminal| terminal.foreground == Some(entry.pgid)),
             controlling_terminal: match own {
@@ -311,4 +315,11 @@ fn kind_name(kind: pb::FdTypes) -> &'static str {
         CtlTty => "controlling terminal",
         AutofsPipe => "autofs pipe",
     }
+}
+
+/// The name of a control group, with its controllers before a colon where it is of version 1.
+fn cgroup(group: &pb::PtyagentCgroup) -> Option<String> {
+    let path = escape(group.path());
+    let controllers = if group.controllers().is_empty() { String::new() } else { format!("{}:", group.controllers()) };
+    (path != "/").then(|| controllers + &path)
 }

@@ -164,7 +164,7 @@ pub fn dispatches_calls(tid: Tid) -> Result<bool, Errno> {
     Ok(config[0] != 0)
 }
 
-/// PTRACE_SECCOMP_GET_FILTER: the program of a filter, 0 the newest. ENOENT: there is no such filter; EACCES: without CAP_SYS_ADMIN; EINVAL: no
+/// PTRACE_SECCOMP_GET_FILTER: the program of a filter, 0 the oldest. ENOENT: there is no such filter; EACCES: without CAP_SYS_ADMIN; EINVAL: no
 /// filters at all. Linux 4.4.
 pub fn seccomp_filter(tid: Tid, index: usize) -> Result<Vec<u8>, Errno> {
     const PTRACE_SECCOMP_GET_FILTER: u32 = 0x420c;
@@ -172,6 +172,14 @@ pub fn seccomp_filter(tid: Tid, index: usize) -> Result<Vec<u8>, Errno> {
     let mut program = vec![0u8; usize::try_from(count).unwrap_or(0) * 8];
     request(PTRACE_SECCOMP_GET_FILTER, tid, index, program.as_mut_ptr() as usize)?;
     Ok(program)
+}
+
+/// PTRACE_SECCOMP_GET_METADATA: the flags of a filter, SECCOMP_FILTER_FLAG_LOG alone. Linux 4.16.
+pub fn seccomp_flags(tid: Tid, index: usize) -> Result<u32, Errno> {
+    const PTRACE_SECCOMP_GET_METADATA: u32 = 0x420d;
+    let mut metadata = [index as u64, 0];
+    request(PTRACE_SECCOMP_GET_METADATA, tid, size_of_val(&metadata), metadata.as_mut_ptr() as usize)?;
+    Ok(metadata[1] as u32)
 }
 
 /// How a wait for a thread ended.

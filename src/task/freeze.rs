@@ -19,7 +19,7 @@ use crate::sys::ptrace;
 use crate::trace::{Running, StopReason, Stopped};
 
 use super::deadline::Waits;
-use super::survey::{IN_VFORK, waits_in_vfork};
+use super::survey::{in_vfork, waits_in_vfork};
 
 /// Readings of the tree, at most; a tree that still changes then is multiplying.
 const MAX_PASSES: usize = 100;
@@ -173,14 +173,19 @@ fn settle(pid: Pid, running: Running) -> std::result::Result<Stopped, (Error, Op
             Ok(stopped) => return Ok(stopped),
             Err(running) => running,
         };
-        let (kind, remedy) = match waits_in_vfork(pid) {
-            true => (IN_VFORK, "try again when the child has started its program"),
+        let comm = || Stat::read(pid).map(|stat| stat.comm_text()).unwrap_or_default();
+        let error = match waits_in_vfork(pid) {
+            true => in_vfork(pid, comm(), ""),
             false if Instant::now() < deadline => continue,
-            false => ("it sleeps uninterruptibly in the kernel", "wait until the device answers, then try again"),
+            false => Error::Refused(Refusal {
+                pid,
+                comm: comm(),
+                fd: None,
+                kind: "it sleeps uninterruptibly in the kernel".into(),
+                remedy: "wait until the device answers, then try again".into(),
+            }),
         };
-        let comm = Stat::read(pid).map(|stat| stat.comm_text()).unwrap_or_default();
-        let refusal = Refusal { pid, comm, fd: None, kind: kind.into(), remedy: remedy.into() };
-        return Err((Error::Refused(refusal), Some(running)));
+        return Err((error, Some(running)));
     }
 }
 

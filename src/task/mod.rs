@@ -1,5 +1,6 @@
 //! Tasks: identity, registers, signals, and the tree that they form.
 
+pub mod cgroup;
 pub mod cpu;
 pub mod deadline;
 pub mod directories;
@@ -10,6 +11,7 @@ pub mod record;
 pub mod regs;
 pub mod rseq;
 pub mod seccomp;
+pub mod semaphores;
 pub mod sharing;
 pub mod signals;
 pub mod survey;

@@ -11,16 +11,16 @@ use crate::image::{Images, pb};
 use crate::inject::ThreadState;
 use crate::mem::policy::Policy;
 use crate::mem::{self, shared};
-use crate::procfs::attributes::{self, PosixTimer};
+use crate::procfs::attributes::{self, Cgroup, PosixTimer};
 use crate::procfs::{Auxv, Mapping, Sharing, Stat, Status};
 use crate::sys::ptrace::PendingQueue;
 
 use super::cpu::Layout;
 use super::identity::Identity;
-use super::seccomp;
 use super::signals::{self, Signals};
 use super::survey::{Alive, TaskFacts};
 use super::thread::{self, ThreadFacts, Told};
+use super::{cgroup, seccomp};
 
 /// CRIU's TASK_ALIVE, TASK_DEAD and TASK_STOPPED.
 pub const ALIVE: u32 = 1;
@@ -44,8 +44,7 @@ pub struct Outside {
     pub coredump_filter: Option<u32>,
     pub autogroup_nice: Option<i32>,
     pub timers: Vec<PosixTimer>,
-    /// Seccomp filters, the oldest first.
-    pub filters: Vec<Vec<u8>>,
+    pub cgroups: Vec<Cgroup>,
     /// The signal that had stopped it.
     pub stop_signal: Option<i32>,
 }
@@ -70,7 +69,7 @@ impl Outside {
             coredump_filter: alive.coredump_filter,
             autogroup_nice: attributes::autogroup_nice(pid)?,
             timers: alive.timers.clone().unwrap_or_default(),
-            filters: if facts.status.seccomp == Some(2) { seccomp::filters(pid.into())? } else { Vec::new() },
+            cgroups: alive.cgroups.clone(),
             stop_signal,
         })
     }
@@ -109,18 +108,19 @@ pub fn record(
     let task = task_core(outside, state, signals, identity, policy);
     let mut core =
         pb::CoreEntry { tc: Some(task), ids: Some(ids), ..thread::core(&outside.thread, state, told, layout)? };
-    if !outside.filters.is_empty() {
-        let newest = seccomp::record(images, &outside.filters);
-        if let Some(thread) = &mut core.thread_core {
-            (thread.seccomp_mode, thread.seccomp_filter) = (Some(pb::SeccompMode::Filter as i32), newest);
-        }
-    }
+    record_filters(images, &mut core, &outside.thread);
     images.cores.insert(pid, core);
     let own = images.own.get_or_insert_default();
     own.tasks.push(own_task(outside, identity, policy, told));
     own.losses.extend(identity.loss(pid));
     own.threads.push(thread::own(outside.stat.pid, &outside.thread, state, told));
     Ok(())
+}
+
+fn record_filters(images: &mut Images, core: &mut pb::CoreEntry, facts: &ThreadFacts) {
+    if let (Some(newest), Some(thread)) = (seccomp::record(images, &facts.filters), &mut core.thread_core) {
+        (thread.seccomp_mode, thread.seccomp_filter) = (Some(pb::SeccompMode::Filter as i32), Some(newest));
+    }
 }
 
 /// Adds a thread that is not the leader to a process that is in the images.
@@ -133,7 +133,9 @@ pub fn record_thread(
     layout: &Layout,
 ) -> Result<()> {
     let tid = facts.tid.0 as u32;
-    images.cores.insert(tid, thread::core(facts, state, told, layout)?);
+    let mut core = thread::core(facts, state, told, layout)?;
+    record_filters(images, &mut core, facts);
+    images.cores.insert(tid, core);
     if let Some(entry) = images.pstree.iter_mut().find(|entry| entry.pid == pid.0 as u32) {
         entry.threads.push(tid);
     }
@@ -276,6 +278,7 @@ fn own_task(outside: &Outside, identity: &Identity, policy: &Policy, told: &Told
         memory_merge: policy.merge,
         mdwe: policy.mdwe,
         mlockall: policy.locks_later,
+        cgroups: cgroup::to_entries(&outside.cgroups),
         vmas: outside.mappings.iter().filter_map(mem::to_own_entry).collect(),
         ..Default::default()
     }

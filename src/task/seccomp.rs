@@ -1,11 +1,12 @@
-//! Seccomp filters of a process: seccomp(2).
+//! Seccomp filters of the threads of a process: seccomp(2).
 //!
-//! 1. Dump: the programs are read by PTRACE_SECCOMP_GET_FILTER, and while the process is in our hands they are suspended
+//! 1. Dump: the programs are read by PTRACE_SECCOMP_GET_FILTER, and while a thread is in our hands they are suspended
 //!    (PTRACE_O_SUSPEND_SECCOMP). Both need CAP_SYS_ADMIN. A suspension ends with its tracer, so the parasite of a controller that was killed
 //!    leaves under the filters: they are evaluated beforehand for every call that is made inside, and a process is refused whose filters
 //!    would kill it for one, or keep the parasite from leaving.
 //! 2. Restore: they are installed, the oldest first, before the credentials (without no_new_privs it takes CAP_SYS_ADMIN), and suspended until
-//!    the task is let go.
+//!    the task is let go. Those that all threads begin with the leader installs before it makes the others: they are the same ones then, as
+//!    SECCOMP_FILTER_FLAG_TSYNC asks.
 //!
 //! Refused: strict mode, and filters with a listener (SECCOMP_RET_USER_NOTIF), which some other process holds.
 
@@ -15,6 +16,7 @@ use crate::image::{Images, pb};
 use crate::inject::Infected;
 use crate::inject::batch::{Ask, Batch};
 use crate::sys::ptrace;
+use crate::trace::Stopped;
 
 /// Bytes of one instruction, struct sock_filter: code, jumps, operand.
 const INSTRUCTION: usize = 8;
@@ -49,56 +51,78 @@ const STAYING: [i64; 12] = [
     libc::SYS_wait4,
 ];
 
-/// The filters of a stopped thread in the order of their installation, as arrays of struct sock_filter.
-pub fn filters(tid: Tid) -> Result<Vec<Vec<u8>>> {
+/// One filter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Filter {
+    /// An array of struct sock_filter.
+    pub program: Vec<u8>,
+    /// SECCOMP_FILTER_FLAG_LOG.
+    pub flags: u32,
+}
+
+/// The filters of a stopped thread in the order of their installation.
+pub fn filters(tid: Tid) -> Result<Vec<Filter>> {
     let mut filters = Vec::new();
     loop {
+        let failed = |errno| Error::sys("reading the flags of a seccomp filter", Subject::Tid(tid), errno);
         match ptrace::seccomp_filter(tid, filters.len()) {
-            Ok(program) => filters.push(program),
+            Ok(program) => {
+                let flags = ptrace::seccomp_flags(tid, filters.len()).map_err(failed)?;
+                filters.push(Filter { program, flags });
+            }
             Err(nix::errno::Errno::ENOENT) => break,
             Err(errno) => {
                 return Err(Error::sys("reading the seccomp filters (needs CAP_SYS_ADMIN)", Subject::Tid(tid), errno));
             }
         }
     }
-    // The kernel numbers them from the newest on.
-    filters.reverse();
     Ok(filters)
 }
 
-/// Refuses a process whose filters would harm it if its controller died while `first` or any other call of ours runs inside.
-pub fn refuse_harmful(pid: Pid, comm: &str, filters: &[Vec<u8>], first: &Batch) -> Result<()> {
-    let refuse = |kind: String| {
-        let remedy = "end that program, then dump again".into();
-        Err(Error::Refused(Refusal { pid, comm: comm.to_owned(), fd: None, kind, remedy }))
-    };
-    if filters.iter().any(|filter| has_listener(filter)) {
-        return refuse("it runs under a seccomp filter that asks another process (SECCOMP_RET_USER_NOTIF)".into());
-    }
-    let others = STAYING.map(|nr| (nr, [0; 6])).into_iter().chain(first.plain_calls());
-    for (nr, args) in LEAVING.map(|nr| (nr, [0; 6])).into_iter().chain(others) {
-        let action = verdict(filters, nr, args);
-        let harmful = matches!(action, Some(KILL_PROCESS | KILL_THREAD | TRAP) | None);
-        let leaving = LEAVING.contains(&nr);
-        if harmful || leaving && !matches!(action, Some(ALLOW | LOG)) {
-            let outcome = if leaving && !harmful { "denies" } else { "kills it for" };
-            return refuse(format!(
-                "it runs under a seccomp filter that {outcome} system call {nr}, which a dump makes in it"
-            ));
+/// Refuses a process whose filters would harm it if its controller died while `first` or any other call of the parasite runs inside.
+pub fn refuse_harmful(pid: Pid, comm: &str, filters: &[Filter], first: &Batch) -> Result<()> {
+    let calls = LEAVING.into_iter().chain(STAYING).map(|nr| (nr, [0; 6]));
+    refuse_harmful_calls(pid, comm, filters, calls.chain(first.plain_calls()))?;
+    for nr in LEAVING {
+        if !matches!(verdict(filters, nr, [0; 6]), Some(ALLOW | LOG)) {
+            return refuse(pid, comm, &format!("that denies system call {nr}, which a dump makes in it"));
         }
     }
     Ok(())
 }
 
+/// Refuses a process of which a thread has filters that would harm it for one of these calls.
+pub fn refuse_harmful_calls(
+    pid: Pid,
+    comm: &str,
+    filters: &[Filter],
+    calls: impl Iterator<Item = (i64, [u64; 6])>,
+) -> Result<()> {
+    if filters.iter().any(|filter| has_listener(&filter.program)) {
+        return refuse(pid, comm, "that asks another process (SECCOMP_RET_USER_NOTIF)");
+    }
+    for (nr, args) in calls {
+        if matches!(verdict(filters, nr, args), Some(KILL_PROCESS | KILL_THREAD | TRAP) | None) {
+            return refuse(pid, comm, &format!("that kills it for system call {nr}, which a dump makes in it"));
+        }
+    }
+    Ok(())
+}
+
+fn refuse(pid: Pid, comm: &str, what: &str) -> Result<()> {
+    let (kind, remedy) = (format!("it runs under a seccomp filter {what}"), "end that program, then dump again".into());
+    Err(Error::Refused(Refusal { pid, comm: comm.to_owned(), fd: None, kind, remedy }))
+}
+
 /// The action that all filters together decide on; none where one of them is not understood.
-fn verdict(filters: &[Vec<u8>], nr: i64, args: [u64; 6]) -> Option<u32> {
+fn verdict(filters: &[Filter], nr: i64, args: [u64; 6]) -> Option<u32> {
     let mut data = (nr as u32).to_ne_bytes().to_vec();
     data.extend(AUDIT_ARCH_X86_64.to_ne_bytes());
     data.extend([0u8; 8]);
     args.iter().for_each(|arg| data.extend(arg.to_ne_bytes()));
     let mut decided = ALLOW;
     for filter in filters {
-        let action = run(filter, &data)? & ACTION;
+        let action = run(&filter.program, &data)? & ACTION;
         if (action as i32) < decided as i32 {
             decided = action;
         }
@@ -162,20 +186,27 @@ fn run(filter: &[u8], data: &[u8]) -> Option<u32> {
     }
 }
 
-/// Adds the filters of a process to the images; yields the index of the newest.
-pub fn record(images: &mut Images, filters: &[Vec<u8>]) -> Option<u32> {
+/// Adds the filters of a thread to the images, those that are there already left out; yields the index of the newest.
+pub fn record(images: &mut Images, filters: &[Filter]) -> Option<u32> {
+    if filters.is_empty() {
+        return None;
+    }
     let known = &mut images.seccomp.get_or_insert_default().seccomp_filters;
     let mut prev = None;
-    for filter in filters {
-        known.push(pb::SeccompFilter { filter: filter.clone(), prev, flags: None });
-        prev = Some(known.len() as u32 - 1);
+    for Filter { program, flags } in filters {
+        let entry = pb::SeccompFilter { filter: program.clone(), prev, flags: (*flags != 0).then_some(*flags) };
+        let at = known.iter().position(|other| *other == entry).unwrap_or(known.len());
+        if at == known.len() {
+            known.push(entry);
+        }
+        prev = Some(at as u32);
     }
     prev
 }
 
 /// The recorded filters of a thread, the oldest first. None where the images contradict themselves.
-pub fn recorded(images: &Images, core: &pb::CoreEntry) -> Option<Vec<Vec<u8>>> {
-    let mut next = core.thread_core.as_ref().and_then(|thread| thread.seccomp_filter);
+fn recorded(images: &Images, tid: u32) -> Option<Vec<Filter>> {
+    let mut next = images.cores.get(&tid)?.thread_core.as_ref().and_then(|thread| thread.seccomp_filter);
     let known = images.seccomp.as_ref().map_or(&[][..], |seccomp| &seccomp.seccomp_filters);
     let mut filters = Vec::new();
     while let Some(index) = next {
@@ -185,36 +216,71 @@ pub fn recorded(images: &Images, core: &pb::CoreEntry) -> Option<Vec<Vec<u8>>> {
         if next != entry.prev || entry.filter.len() % INSTRUCTION != 0 {
             return None;
         }
-        filters.push(entry.filter.clone());
+        filters.push(Filter { program: entry.filter.clone(), flags: entry.flags.unwrap_or(0) });
     }
     filters.reverse();
     Some(filters)
 }
 
-/// Installs the filters in a task, suspended until its trace options are set anew. `options` are those that it has.
-pub fn restore(tracee: &mut Infected, images: &Images, core: &pb::CoreEntry, options: i32) -> Result<()> {
-    let subject = Subject::Pid(tracee.pid());
-    let filters =
-        recorded(images, core).ok_or_else(|| Error::failed("a seccomp filter of the images is damaged; dump again"))?;
+/// The filters of a thread: those that all threads of its process have first, and then its own.
+fn parts(images: &Images, pid: u32, tid: u32) -> Result<(Vec<Filter>, Vec<Filter>)> {
+    let damaged = || Error::failed("a seccomp filter of the images is damaged; dump again");
+    let mut common = recorded(images, tid).ok_or_else(damaged)?;
+    let threads = images.pstree.iter().filter(|entry| entry.pid == pid).flat_map(|entry| &entry.threads);
+    for other in threads {
+        let other = recorded(images, *other).ok_or_else(damaged)?;
+        let alike = common.iter().zip(&other).take_while(|(one, other)| one == other).count();
+        common.truncate(alike);
+    }
+    let own = recorded(images, tid).ok_or_else(damaged)?.split_off(common.len());
+    Ok((common, own))
+}
+
+/// Installs what all threads of a process have, in its leader before it makes the others.
+pub fn restore_common(tracee: &mut Infected, images: &Images, pid: u32, options: i32) -> Result<()> {
+    let (common, _) = parts(images, pid, pid)?;
+    suspend(&common, tracee.stopped()?, options)?;
+    install(tracee, &common)
+}
+
+/// Installs what the leader alone has. `options` are those that it has.
+pub fn restore_leader(tracee: &mut Infected, images: &Images, pid: u32, options: i32) -> Result<()> {
+    let (common, own) = parts(images, pid, pid)?;
+    suspend(if own.is_empty() { &common } else { &own }, tracee.stopped()?, options)?;
+    install(tracee, &own)
+}
+
+/// What a thread that is not the leader has beyond that, and is to install when it is suspended.
+pub fn of_thread(images: &Images, pid: u32, tid: u32) -> Result<Vec<Filter>> {
+    parts(images, pid, tid).map(|(_, own)| own)
+}
+
+/// Suspends filters until the trace options are set anew.
+pub fn suspend(filters: &[Filter], thread: &Stopped, options: i32) -> Result<()> {
     if filters.is_empty() {
         return Ok(());
     }
-    tracee.stopped()?.set_options(options | ptrace::OPTION_SUSPEND_SECCOMP).map_err(|error| match error {
+    thread.set_options(options | ptrace::OPTION_SUSPEND_SECCOMP).map_err(|error| match error {
         Error::Sys { errno: nix::errno::Errno::EPERM, .. } => {
             Error::failed("a seccomp filter can be put back only with CAP_SYS_ADMIN; restore as root")
         }
         other => other,
-    })?;
-    for filter in &filters {
+    })
+}
+
+/// Installs filters, the oldest first.
+pub fn install(thread: &mut impl Ask, filters: &[Filter]) -> Result<()> {
+    for Filter { program, flags } in filters {
         let mut batch = Batch::new();
-        let program = batch.input(filter);
         let mut header = [0u8; 16];
-        header[..2].copy_from_slice(&((filter.len() / INSTRUCTION) as u16).to_ne_bytes());
+        header[..2].copy_from_slice(&((program.len() / INSTRUCTION) as u16).to_ne_bytes());
+        let program = batch.input(program);
         let header = batch.input(&header);
         batch.store_address(header, 8, program);
-        let call = batch.must(libc::SYS_seccomp, [SECCOMP_SET_MODE_FILTER.into(), 0u64.into(), header.into()]);
-        let answers = tracee.ask(batch)?;
-        answers.result(call).during("installing a seccomp filter", subject.clone())?;
+        let flags = u64::from(*flags);
+        let call = batch.must(libc::SYS_seccomp, [SECCOMP_SET_MODE_FILTER.into(), flags.into(), header.into()]);
+        let answers = thread.ask(batch)?;
+        answers.result(call).during("installing a seccomp filter", Subject::None)?;
     }
     Ok(())
 }
@@ -223,14 +289,14 @@ pub fn restore(tracee: &mut Infected, images: &Images, core: &pb::CoreEntry, opt
 mod tests {
     use super::*;
 
-    fn program(list: &[(u16, u8, u8, u32)]) -> Vec<u8> {
+    fn program(list: &[(u16, u8, u8, u32)]) -> Filter {
         let bytes =
             |(code, t, f, k): &(u16, u8, u8, u32)| [&code.to_ne_bytes()[..], &[*t, *f], &k.to_ne_bytes()].concat();
-        list.iter().flat_map(bytes).collect()
+        Filter { program: list.iter().flat_map(bytes).collect(), flags: 0 }
     }
 
     /// Kills for `nr`, gives EPERM for getpid, allows the rest.
-    fn kills(nr: i64) -> Vec<u8> {
+    fn kills(nr: i64) -> Filter {
         program(&[
             (0x20, 0, 0, 0),
             (0x15, 2, 0, nr as u32),
@@ -256,12 +322,12 @@ mod tests {
         assert_eq!(verdict(&argument, 1, [0, 6, 0, 0, 0, 0]), Some(KILL_THREAD));
         assert_eq!(verdict(&argument, 1, [0, 3, 0, 0, 0, 0]), Some(ALLOW));
         assert_eq!(verdict(&[program(&[(0x28, 0, 0, 0)])], 1, [0; 6]), None);
-        assert_eq!(verdict(&[Vec::new()], 1, [0; 6]), None);
+        assert_eq!(verdict(&[program(&[])], 1, [0; 6]), None);
     }
 
     #[test]
     fn harmful_filters_are_refused() {
-        let judge = |filter: Vec<u8>| {
+        let judge = |filter: Filter| {
             let mut first = Batch::new();
             first.call(libc::SYS_getitimer, [1u64.into()]);
             refuse_harmful(Pid(1), "x", &[filter], &first).map_err(|error| error.to_string())
@@ -277,12 +343,18 @@ mod tests {
     #[test]
     fn chains_are_recorded_and_found() {
         let mut images = Images::default();
-        record(&mut images, &[kills(1)]);
-        let newest = record(&mut images, &[kills(2), kills(3)]);
-        let thread = pb::ThreadCoreEntry { seccomp_filter: newest, ..Default::default() };
-        let core = pb::CoreEntry { thread_core: Some(thread), ..Default::default() };
-        assert_eq!(recorded(&images, &core), Some(vec![kills(2), kills(3)]));
+        let logs = Filter { flags: 2, ..kills(3) };
+        let chains = [vec![kills(1), kills(2)], vec![kills(1), logs.clone(), kills(2)], vec![kills(1)]];
+        for (tid, chain) in (7..).zip(&chains) {
+            let thread = pb::ThreadCoreEntry { seccomp_filter: record(&mut images, chain), ..Default::default() };
+            images.cores.insert(tid, pb::CoreEntry { thread_core: Some(thread), ..Default::default() });
+        }
+        images.pstree.push(pb::PstreeEntry { pid: 7, threads: vec![7, 8, 9], ..Default::default() });
+        assert_eq!(images.seccomp.as_ref().unwrap().seccomp_filters.len(), 4);
+        assert_eq!(recorded(&images, 8), Some(chains[1].clone()));
+        assert_eq!(parts(&images, 7, 8).unwrap(), (vec![kills(1)], vec![logs, kills(2)]));
+        assert_eq!(parts(&images, 7, 9).unwrap(), (vec![kills(1)], vec![]));
         images.seccomp.as_mut().unwrap().seccomp_filters[1].prev = Some(2);
-        assert_eq!(recorded(&images, &core), None);
+        assert_eq!(recorded(&images, 7), None);
     }
 }

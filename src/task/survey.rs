@@ -19,7 +19,7 @@ use crate::ids::{Pid, Tid};
 use crate::procfs::attributes::{self, Cgroup, PosixTimer};
 use crate::procfs::{self, Auxv, Mapping, Namespaces, Stat, Status, fdinfo, maps, tree};
 
-pub use refusals::{IN_VFORK, refuse_outsiders, refuse_unsupported, waits_in_vfork};
+pub use refusals::{in_vfork, refuse_outsiders, refuse_unsupported, waits_in_vfork};
 pub use threads::refuse_threads;
 
 /// What the survey is for.

@@ -25,6 +25,7 @@ use super::cpu::Layout;
 use super::deadline::Waits;
 use super::directories::Directories;
 use super::modes::{self, Modes};
+use super::seccomp::{self, Filter};
 use super::{directories, identity, regs, rseq, signals};
 
 /// stack_t: address, flags (padded), size.
@@ -59,6 +60,8 @@ pub struct ThreadFacts {
     pub affinity: Vec<u8>,
     /// Where they are not the leader's.
     pub directories: Option<Directories>,
+    /// Seccomp filters, the oldest first.
+    pub filters: Vec<Filter>,
     /// The call with a timeout that it was stopped in.
     pub restart: Option<pb::PtyagentRestart>,
 }
@@ -79,6 +82,7 @@ impl ThreadFacts {
         let comm = comm.strip_suffix(b"\n").unwrap_or(&comm).to_vec();
         Ok(ThreadFacts {
             tid,
+            filters: if status.seccomp == Some(2) { seccomp::filters(tid)? } else { Vec::new() },
             directories: directories::read(pid, tid, &status)?,
             comm,
             status,
@@ -308,10 +312,7 @@ pub fn restore(batch: &mut Batch, core: &pb::CoreEntry, own: &pb::PtyagentThread
     }
     let thread = core.thread_core.as_ref();
     let comm = thread.and_then(|thread| thread.comm.clone()).or(core.tc.as_ref().map(|task| task.comm.clone()));
-    let mut name = comm.unwrap_or_default();
-    name.resize(16, 0);
-    let name = batch.input(&name);
-    batch.must(libc::SYS_prctl, [libc::PR_SET_NAME.into(), name.into()]);
+    restore_name(batch, &comm.unwrap_or_default());
     if let Some(slack) = own.timer_slack_ns {
         batch.must(libc::SYS_prctl, [libc::PR_SET_TIMERSLACK.into(), slack.into()]);
     }
@@ -322,6 +323,14 @@ pub fn restore(batch: &mut Batch, core: &pb::CoreEntry, own: &pb::PtyagentThread
     let bits = other.unwrap_or(&affinity.set);
     let mask = batch.input(bits);
     batch.must(libc::SYS_sched_setaffinity, [0u64.into(), bits.len().into(), mask.into()]);
+}
+
+/// Adds the call that names the thread which runs it.
+pub fn restore_name(batch: &mut Batch, comm: &[u8]) {
+    let mut name = comm.to_vec();
+    name.resize(16, 0);
+    let name = batch.input(&name);
+    batch.must(libc::SYS_prctl, [libc::PR_SET_NAME.into(), name.into()]);
 }
 
 /// The nice value, the I/O priority, policy and priority. All are set, because a thread begins with those of the leader.

@@ -2,6 +2,8 @@
 #define _GNU_SOURCE
 #include <linux/filter.h>
 #include <linux/seccomp.h>
+#include <pthread.h>
+#include <semaphore.h>
 #include <signal.h>
 #include <stddef.h>
 #include <sys/prctl.h>
@@ -127,6 +129,8 @@ static void filter_one(unsigned number, unsigned action)
 
 static void expect_filtered(void)
 {
+	/* Of two that decide alike the newer one is heard. */
+	expect(syscall(SYS_getsid, 0) == -1 && errno == 84);
 	expect(syscall(SYS_getpriority, 0, 0) == -1 && errno == 77);
 	/* The filter that was installed later denies this, the one before it would kill. */
 	expect(syscall(SYS_getuid) >= 0);
@@ -148,6 +152,8 @@ static void filters(void)
 	filter_one(SYS_getpriority, SECCOMP_RET_ERRNO | 77);
 	filter_one(SYS_mincore, SECCOMP_RET_KILL_PROCESS);
 	filter_one(SYS_memfd_create, SECCOMP_RET_ERRNO | EACCES);
+	filter_one(SYS_getsid, SECCOMP_RET_ERRNO | 83);
+	filter_one(SYS_getsid, SECCOMP_RET_ERRNO | 84);
 	pause_here();
 	expect_filtered();
 }
@@ -158,12 +164,119 @@ static void filters_of_another_user(void)
 	filter_one(SYS_getpriority, SECCOMP_RET_ERRNO | 77);
 	filter_one(SYS_mincore, SECCOMP_RET_KILL_PROCESS);
 	filter_one(SYS_memfd_create, SECCOMP_RET_ERRNO | EACCES);
+	filter_one(SYS_getsid, SECCOMP_RET_ERRNO | 83);
+	filter_one(SYS_getsid, SECCOMP_RET_ERRNO | 84);
 	if (chmod(".", 0777) || setresgid(65534, 65534, 65534) || setresuid(65534, 65534, 65534))
 		die("setresuid");
 	say_ready(getpid());
 	wait_for_go();
 	same(prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0), 0);
 	expect_filtered();
+}
+
+static sem_t turn[3], done;
+
+static void *in_thread(void *number)
+{
+	int n = (int)(intptr_t)number;
+	if (n == 1) {
+		filter_one(SYS_sched_get_priority_max, SECCOMP_RET_ERRNO | 78);
+		filter_one(SYS_sched_get_priority_min, SECCOMP_RET_ERRNO | 79);
+	}
+	sem_post(&done);
+	sem_wait(&turn[n]);
+	expect(syscall(SYS_getpriority, 0, 0) == -1 && errno == 77);
+	expect((syscall(SYS_sched_get_priority_max, 1) == -1 && errno == 78) == (n == 1));
+	expect((syscall(SYS_sched_get_priority_min, 1) == -1 && errno == 79) == (n == 1));
+	expect(syscall(SYS_getsid, 0) > 0);
+	sem_post(&done);
+	return NULL;
+}
+
+/* Filters that all threads have, that one of them has, and that the leader alone has. */
+static void threads_with_filters(void)
+{
+	pthread_t threads[3];
+	prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+	filter_one(SYS_getpriority, SECCOMP_RET_ERRNO | 77);
+	sem_init(&done, 0, 0);
+	for (intptr_t n = 1; n < 3; n++) {
+		sem_init(&turn[n], 0, 0);
+		pthread_create(&threads[n], NULL, in_thread, (void *)n);
+		sem_wait(&done);
+	}
+	filter_one(SYS_getsid, SECCOMP_RET_ERRNO | 80);
+	pause_here();
+	expect(syscall(SYS_getpriority, 0, 0) == -1 && errno == 77);
+	expect(syscall(SYS_sched_get_priority_max, 1) >= 0);
+	expect(syscall(SYS_getsid, 0) == -1 && errno == 80);
+	for (int n = 1; n < 3; n++) {
+		sem_post(&turn[n]);
+		sem_wait(&done);
+		pthread_join(threads[n], NULL);
+	}
+}
+
+static void *idle(void *unused)
+{
+	sem_post(&done);
+	sem_wait(&turn[0]);
+	expect(syscall(SYS_mincore, 0, 0, 0) == -1 && errno == 81);
+	return unused;
+}
+
+/* Threads whose filters are the same ones can be given one more at once. */
+static void threads_in_step(void)
+{
+	pthread_t thread;
+	prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+	filter_one(SYS_getpriority, SECCOMP_RET_ERRNO | 77);
+	sem_init(&turn[0], 0, 0);
+	sem_init(&done, 0, 0);
+	pthread_create(&thread, NULL, idle, NULL);
+	sem_wait(&done);
+	pause_here();
+	struct sock_filter program[] = {
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_mincore, 0, 1),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | 81),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+	};
+	struct sock_fprog all = { 4, program };
+	same(syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC, &all), 0);
+	sem_post(&turn[0]);
+	pthread_join(thread, NULL);
+}
+
+static void *strictly(void *unused)
+{
+	sem_post(&done);
+	prctl(PR_SET_SECCOMP, SECCOMP_MODE_STRICT, 0, 0, 0);
+	char byte;
+	while (read(go, &byte, 1) == -1)
+		;
+	if (write(result, "done\n", 5))
+		syscall(SYS_exit, 0);
+	return unused;
+}
+
+static void strict_thread(void)
+{
+	pthread_t thread;
+	sem_init(&done, 0, 0);
+	pthread_create(&thread, NULL, strictly, NULL);
+	sem_wait(&done);
+	char status[64], text[4096] = "";
+	snprintf(status, sizeof status, "/proc/self/task/%d/status", getpid() + 1);
+	while (!strstr(text, "Seccomp:\t1")) {
+		int fd = open(status, O_RDONLY);
+		if (fd < 0 || read(fd, text, sizeof text - 1) < 0)
+			die(status);
+		close(fd);
+	}
+	say_ready(getpid());
+	for (;;)
+		pause();
 }
 
 /* A filter under which the parasite could not leave. */
@@ -189,6 +302,9 @@ int main(int argc, char **argv)
 		{ "timers", timers },
 		{ "filters", filters },
 		{ "filters_of_another_user", filters_of_another_user },
+		{ "threads_with_filters", threads_with_filters },
+		{ "threads_in_step", threads_in_step },
+		{ "strict_thread", strict_thread },
 		{ "harmful_filter", harmful_filter },
 		{ "strict", strict },
 	};

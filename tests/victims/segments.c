@@ -1,6 +1,7 @@
 /* System V shared memory. See check.h. */
 #define _GNU_SOURCE
 #include <sys/ipc.h>
+#include <sys/sem.h>
 #include <sys/shm.h>
 #include <sys/wait.h>
 
@@ -193,11 +194,31 @@ static void outside(void)
 	close(end);
 }
 
+/* A process that has a change of a semaphore undone at its end, and a child that has not. */
+static void undo(void)
+{
+	int id = semget(IPC_PRIVATE, 1, IPC_CREAT | 0600), hold[2], status;
+	struct sembuf one = { 0, 1, SEM_UNDO };
+	char byte;
+	if (id < 0 || pipe(hold))
+		die("semget");
+	pid_t child = fork();
+	if (!child)
+		_exit(read(hold[0], &byte, 1) != 1);
+	if (semop(id, &one, 1))
+		die("semop");
+	pause_here();
+	same(write(hold[1], "x", 1), 1);
+	same(waitpid(child, &status, 0), child);
+	expect(!semctl(id, 0, IPC_RMID));
+}
+
 int main(int argc, char **argv)
 {
 	static const struct check checks[] = {
 		{ "kinds", kinds },
 		{ "outside", outside },
+		{ "undo", undo },
 	};
 	return run_check(argc, argv, checks, sizeof checks / sizeof *checks);
 }

@@ -128,17 +128,17 @@ pub(super) fn refuse_uninjectable(survey: &Survey, task: &TaskFacts) -> Result<(
     }
 }
 
-/// Strict mode admits no call of ours; a filter is evaluated later, for the one thread of its process.
+/// Strict mode admits no call of ours; filters are evaluated later.
 fn refuse_strict_seccomp(task: &TaskFacts) -> Result<()> {
+    const STRICT: Option<u32> = Some(1);
     let (pid, comm, remedy) = (task.pid, task.comm(), "end that program, then try again");
-    if task.status.seccomp == Some(1) {
+    if task.status.seccomp == STRICT {
         return refuse(pid, comm, "it runs in strict seccomp mode", remedy);
     }
     for tid in task.threads.iter().filter(|_| task.threads.len() > 1) {
         match Status::read_thread(pid, *tid) {
-            Ok(status) if status.seccomp.unwrap_or(0) != 0 => {
-                let kind = format!("it has several threads, and its thread {tid} runs under a seccomp filter");
-                return refuse(pid, comm, kind, remedy);
+            Ok(status) if status.seccomp == STRICT => {
+                return refuse(pid, comm, format!("its thread {tid} runs in strict seccomp mode"), remedy);
             }
             Ok(_) | Err(Error::Gone(_)) => {}
             Err(error) => return Err(error),
@@ -146,9 +146,6 @@ fn refuse_strict_seccomp(task: &TaskFacts) -> Result<()> {
     }
     Ok(())
 }
-
-/// How the refusal of a process begins that waits in vfork.
-pub const IN_VFORK: &str = "it waits in vfork for its child";
 
 /// Whether a process waits for the child that it made with vfork. The kernel's function that waits may be part of its caller, where nothing
 /// else waits.
@@ -160,8 +157,19 @@ pub fn waits_in_vfork(pid: Pid) -> bool {
 fn refuse_vfork(survey: &Survey, task: &TaskFacts) -> Result<()> {
     let child = survey.tasks.iter().find(|child| child.stat.ppid == task.pid && shares_memory(task.pid, child.pid));
     let child = child.map_or_else(String::new, |child| format!(" {} ({})", child.pid, child.comm()));
-    let kind = format!("{IN_VFORK}{child}");
-    refuse(task.pid, task.comm(), kind, "try again when the child has started its program")
+    Err(in_vfork(task.pid, task.comm(), &child))
+}
+
+/// The refusal of a process that waits in vfork; `child` is what is known of the child, behind a blank.
+pub fn in_vfork(pid: Pid, comm: String, child: &str) -> Error {
+    let kind = format!("it waits in vfork for its child{child}");
+    Error::InVfork(Refusal {
+        pid,
+        comm,
+        fd: None,
+        kind,
+        remedy: "try again when the child has started its program".into(),
+    })
 }
 
 fn shares_memory(a: Pid, b: Pid) -> bool {
