@@ -9,7 +9,7 @@ use std::time::Duration;
 use ptyagent::image::{Images, pb};
 use support::{
     EndSession, PATIENCE, TempDir, Victim, dump_running, ptyagent, quiet_snapshot, report, restore, serial, subreaper,
-    until, with_timeout,
+    times, until, with_timeout,
 };
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -88,7 +88,7 @@ fn busy_threads_are_not_harmed() {
         victim.wait_for_rounds(3);
         let before = quiet_snapshot(victim.pid());
         let place = TempDir::new();
-        for turn in 0..60 {
+        for turn in 0..times(60) {
             if turn % 10 == 0 {
                 dump_running(victim.pid(), &place.join(&format!("images{turn}")));
             } else {

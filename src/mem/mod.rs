@@ -21,7 +21,7 @@ use std::os::unix::ffi::OsStrExt;
 
 use crate::image::pb;
 use crate::inject::Place;
-use crate::procfs::{self, Mapping, Sharing};
+use crate::procfs::{self, Mapping, Sharing, VmFlags};
 
 /// CRIU's `status` bits of a mapping.
 pub mod status {
@@ -96,7 +96,7 @@ pub fn to_own_entry(mapping: &Mapping) -> Option<pb::PtyagentVma> {
     let special = mapping.name.as_bytes().starts_with(b"[v");
     let entry = pb::PtyagentVma {
         anon_name: name.and_then(|name| name.strip_suffix(b"]")).map(<[u8]>::to_vec),
-        lock_onfault: has(b"lf").then_some(true),
+        lock_onfault: mapping.flags.as_ref().is_some_and(VmFlags::is_locked_on_fault).then_some(true),
         sealed: (has(b"sl") && !special).then_some(true),
         droppable: has(b"dp").then_some(true),
         start: None,

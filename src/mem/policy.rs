@@ -94,7 +94,7 @@ pub fn locks_later(pid: Pid, before: &Status, region: u64) -> Result<Option<u32>
     let on_fault = mappings
         .iter()
         .filter(|mapping| mapping.start.0 <= region && region < mapping.end.0)
-        .any(|mapping| mapping.flags.as_ref().is_some_and(|flags| flags.has(b"lf")));
+        .any(|mapping| mapping.flags.as_ref().is_some_and(maps::VmFlags::is_locked_on_fault));
     Ok(Some(if on_fault { MCL_FUTURE | MCL_ONFAULT } else { MCL_FUTURE }))
 }
 

@@ -25,6 +25,12 @@ impl VmFlags {
     pub fn has(&self, flag: &[u8; 2]) -> bool {
         self.0.contains(flag)
     }
+
+    /// Whether it is locked as its pages come (MLOCK_ONFAULT), a flag of which older kernels do not know the name. Of a locked mapping it is the
+    /// only one (fs/proc/task_mmu.c).
+    pub fn is_locked_on_fault(&self) -> bool {
+        self.has(b"lf") || self.has(b"lo") && self.has(b"??")
+    }
 }
 
 /// One mapping.

@@ -10,12 +10,13 @@ use crate::kernels::Kernel;
 use crate::report::{Cell, Outcome};
 use crate::side_by_side;
 
-/// The binary that has the sessions; each is begun on one kernel and goes on on another.
-pub const BINARY: &str = "programs";
-/// Parts of their names in tests/programs.
-pub const SESSIONS: [&str; 5] = ["bash", "vim", "python3 with threads", "tmux", "less"];
+/// The binaries that have the sessions; each is begun on one kernel and goes on on another.
+pub const BINARIES: [&str; 2] = ["programs", "lacks"];
+/// Parts of their names in tests/programs, and one that an older kernel refuses where it lacks what the session has.
+pub const SESSIONS: [&str; 6] = ["bash", "vim", "python3 with threads", "tmux", "less", NEWER];
 /// Of them in the fast slice.
 pub const FAST: [&str; 2] = ["bash", "vim"];
+const NEWER: &str = "newer memory";
 /// Each session has numbers of its own, so that all of them can be restored in one boot.
 const FIRST_PID: usize = 2000;
 const PIDS: usize = 800;
@@ -38,12 +39,13 @@ pub fn cross(
     from: &[Kernel],
     to: &[Kernel],
     sessions: &[&str],
-    programs: &Path,
+    binaries: &BTreeMap<String, PathBuf>,
 ) -> Vec<Cell> {
     let patience = bench.engine.patience();
+    let binary = |session: &str| binaries[BINARIES[usize::from(session == NEWER)]].to_str().unwrap();
     let task = |kind: &str, session: &str, name: &str, value: PathBuf| Task {
         name: format!("{kind}-{}", session.replace(' ', "-")),
-        argv: [programs.to_str().unwrap(), "half", "--ignored", "--nocapture"].map(str::to_owned).to_vec(),
+        argv: [binary(session), "half", "--ignored", "--nocapture"].map(str::to_owned).to_vec(),
         env: vec![
             ("PROGRAMS".to_owned(), session.to_owned()),
             (name.to_owned(), value.to_str().unwrap().to_owned()),

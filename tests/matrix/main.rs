@@ -13,6 +13,7 @@ mod guest;
 mod job;
 mod kernels;
 mod machine;
+mod missing;
 mod report;
 mod suites;
 #[path = "../support/mod.rs"]
@@ -62,6 +63,9 @@ struct Options {
     /// How many machines run at the same time
     #[arg(long, default_value_t = 2, value_name = "NUMBER")]
     jobs: usize,
+    /// Where all of it is: kernels, consoles, logs
+    #[arg(long, value_name = "FOLDER", default_value = concat!(env!("CARGO_TARGET_TMPDIR"), "/matrix"), hide_default_value = true)]
+    dir: PathBuf,
     /// Runs only if one of these is in the name "matrix", as every test does
     #[arg(value_name = "FILTER")]
     filter: Vec<String>,
@@ -176,7 +180,7 @@ fn main() -> ExitCode {
 
 /// An error says what this machine lacks.
 fn run(options: &Options) -> Result<Report, String> {
-    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("matrix");
+    let dir = options.dir.clone();
     fs::create_dir_all(&dir).unwrap();
     // Two runs would write over each other's machines.
     let lock = fs::File::options().create(true).append(true).open(dir.join("lock")).unwrap();
@@ -189,15 +193,17 @@ fn run(options: &Options) -> Result<Report, String> {
         ("xz", "xz-utils"),
         ("strip", "binutils"),
     ] {
-        std::panic::catch_unwind(|| support::require_from(program, package))
-            .map_err(|_| format!("{program} is missing: install the Debian package {package}"))?;
+        support::provide(program, package)?;
+    }
+    if !options.is_explicit() {
+        missing::is_named(&dir.join("missing"));
     }
     let kernels = options.kernels(&dir.join("kernels"))?;
     let suites = options.suites();
     let begin = Instant::now();
     let mut needed: Vec<&str> = suites.iter().map(|suite| suite.binary).filter(|name| !name.is_empty()).collect();
     if options.crosses() {
-        needed.push(crossing::BINARY);
+        needed.extend(crossing::BINARIES);
     }
     let binaries = if needed.is_empty() { BTreeMap::new() } else { suites::build(&needed) };
     let base = dir.join("base");
@@ -230,14 +236,14 @@ fn run(options: &Options) -> Result<Report, String> {
         suites.into_iter().zip(outcomes).map(cell).collect::<Vec<_>>()
     });
     let mut crossings = Vec::new();
-    if let Some(programs) = binaries.get(crossing::BINARY).filter(|_| options.crosses()) {
+    if options.crosses() {
         let (from, to, sessions): (_, _, &[&str]) = match kernels.as_slice() {
             [oldest, .., newest] if !options.is_explicit() => {
                 (std::slice::from_ref(oldest), std::slice::from_ref(newest), &crossing::FAST)
             }
             all => (all, all, &crossing::SESSIONS),
         };
-        crossings = crossing::cross(&bench, options.jobs, from, to, sessions, programs);
+        crossings = crossing::cross(&bench, options.jobs, from, to, sessions, &binaries);
     }
     let report = Report {
         kernels: kernels.iter().map(|kernel| (kernel.name.clone(), kernel.release.clone())).collect(),

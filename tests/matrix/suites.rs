@@ -28,8 +28,13 @@ pub struct Suite {
 const SUITE: Suite =
     Suite { name: "", binary: "", arguments: &[], before: "", seconds: 300, fast: false, with_criu: false };
 
-/// Not every kernel has the first.
-const STRICT: &str = "echo 0 >/proc/sys/dev/tty/legacy_tiocsti; echo 1 >/proc/sys/kernel/yama/ptrace_scope; cat /proc/sys/kernel/yama/ptrace_scope";
+/// What a careful administrator forbids; not every kernel knows each of them.
+const STRICT: &str = "
+    for setting in dev/tty/legacy_tiocsti=0 kernel/yama/ptrace_scope=2 vm/memfd_noexec=2 user/max_user_namespaces=0 \\
+        kernel/unprivileged_userns_clone=0 kernel/kptr_restrict=2 kernel/perf_event_paranoid=3 kernel/io_uring_disabled=2 \\
+        kernel/unprivileged_bpf_disabled=1 vm/unprivileged_userfaultfd=0 vm/overcommit_memory=2 vm/overcommit_ratio=100; do
+        echo ${setting#*=} >/proc/sys/${setting%=*}
+    done; head /proc/sys/kernel/yama/ptrace_scope /proc/sys/vm/memfd_noexec";
 
 /// The machine's second and third serial port are wired to each other.
 const LINES: &str = "export CONSOLES_LINES=ttyS1,ttyS2";
@@ -37,7 +42,7 @@ const LINES: &str = "export CONSOLES_LINES=ttyS1,ttyS2";
 const CRIU: &str = "export CRIU=/criu/criu; $CRIU check";
 
 /// In the order of the table.
-pub const SUITES: [Suite; 14] = [
+pub const SUITES: [Suite; 15] = [
     Suite { name: "check", seconds: 60, fast: true, ..SUITE },
     Suite { name: "terminals", binary: "terminals", seconds: 600, ..SUITE },
     Suite { name: "queues", binary: "queue", ..SUITE },
@@ -51,8 +56,9 @@ pub const SUITES: [Suite; 14] = [
     Suite { name: "consoles", binary: "consoles", before: LINES, ..SUITE },
     Suite { name: "calls missing", binary: "lacks", ..SUITE },
     Suite { name: "CRIU", binary: "criu", arguments: &["--include-ignored"], before: CRIU, with_criu: true, ..SUITE },
-    // The last, for it leaves them so.
+    // The last, for they leave the settings so.
     Suite { name: "strict settings", binary: "roundtrip", before: STRICT, ..SUITE },
+    Suite { name: "no attaching", binary: "lacks", arguments: &["no_attaching", "--ignored"], ..SUITE },
 ];
 
 /// Builds test binaries, and yields where they are, by name.

@@ -136,7 +136,10 @@ pub fn observe(pty: &Pty, size: usize) -> HashMap<&'static str, Vec<Vec<u8>>> {
         let reads = if canonical { reads } else { vec![reads.concat()] };
         seen.insert(name, reads);
     };
-    let output = |fd| vec![reads(fd, 4096).concat()];
+    // In packet mode each read of data begins with a 0, and where reads end depends on when the kernel's worker runs.
+    let packet = tty::get_packet(master).unwrap();
+    let data = |read: Vec<u8>| if packet && read.first() == Some(&0) { read[1..].to_vec() } else { read };
+    let output = |fd| vec![reads(fd, 4096).into_iter().map(data).collect::<Vec<_>>().concat()];
     lines("output", output(master));
     lines("input", reads(slave, size));
     lines("echo", output(master));

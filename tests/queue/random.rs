@@ -5,6 +5,7 @@ use std::os::fd::AsFd;
 use ptyagent::sys::tty::{self, Termios2};
 
 use crate::pty::{ECHO, Pty, Way, compare, is_stable};
+use crate::support::times;
 
 /// A generator that needs no crate: xorshift.
 struct Random(u64);
@@ -95,21 +96,21 @@ fn start_seed() -> u64 {
 #[test]
 fn random_input() {
     let start = start_seed();
-    let failures = random_failures(start..start + 60, 600, Quoting::With);
+    let failures = random_failures(start..start + times(60), 600, Quoting::With);
     assert!(failures.is_empty(), "{}", failures.concat());
 }
 
 #[test]
 fn random_input_beyond_the_line_buffer() {
     let start = start_seed();
-    let failures = random_failures(start..start + 40, 11000, Quoting::Without);
-    assert!(failures.is_empty(), "{} of 40 differ\n{}", failures.len(), failures.concat());
+    let failures = random_failures(start..start + times(40), 11000, Quoting::Without);
+    assert!(failures.is_empty(), "{} of {} differ\n{}", failures.len(), times(40), failures.concat());
 }
 
 /// A quoted terminator before an EOF mark hides the mark's slot.
 #[test]
 fn random_quoted_input_beyond_the_line_buffer() {
     let start = start_seed();
-    let failures = random_failures(start..start + 60, 16000, Quoting::With);
-    assert!(failures.is_empty(), "{} of 60 differ\n{}", failures.len(), failures.concat());
+    let failures = random_failures(start..start + times(60), 16000, Quoting::With);
+    assert!(failures.is_empty(), "{} of {} differ\n{}", failures.len(), times(60), failures.concat());
 }

@@ -70,6 +70,12 @@ pub(super) fn patience(limit: Duration) -> Duration {
     limit * std::env::var("PTYAGENT_PATIENCE").ok().and_then(|factor| factor.parse().ok()).unwrap_or(1)
 }
 
+/// How often something is repeated, where that is only to find what happens seldom: less often where everything takes longer.
+pub fn times(usual: u64) -> u64 {
+    let factor = patience(Duration::from_secs(1)).as_secs().max(1);
+    (usual / factor).max(usual.min(5))
+}
+
 /// Runs the test's body; panics if it takes longer.
 pub fn with_timeout<T: Send + 'static>(limit: Duration, body: impl FnOnce() -> T + Send + 'static) -> T {
     let limit = patience(limit);
@@ -127,30 +133,38 @@ pub fn require(name: &str) {
 
 /// Makes sure that `program` exists. Root installs `package` where it does not; others are told its name.
 pub fn require_from(program: &str, package: &str) {
+    provide(program, package).unwrap_or_else(|missing| panic!("{missing}"));
+}
+
+/// As [`require_from`]; an error says what is missing.
+pub fn provide(program: &str, package: &str) -> Result<(), String> {
     let exists = || {
         let path = std::env::var_os("PATH").unwrap_or_default();
         std::env::split_paths(&path).chain([PathBuf::from("/usr/sbin")]).any(|dir| dir.join(program).exists())
     };
     if exists() {
-        return;
+        return Ok(());
     }
     let _lock = lock("apt.lock");
+    let missing = |why: &str| Err(format!("{program} is missing: install the Debian package {package}{why}"));
     if exists() {
-        return;
+        return Ok(());
     }
-    assert!(nix::unistd::geteuid().is_root(), "this test needs {program}: install the Debian package {package}");
+    if !nix::unistd::geteuid().is_root() {
+        return missing("");
+    }
     let apt = |args: &[&str]| {
         let mut apt = Command::new("apt-get");
         apt.args(["-y", "-q", "-o", "DPkg::Lock::Timeout=300"]).args(args).env("DEBIAN_FRONTEND", "noninteractive");
-        apt.stdin(Stdio::null()).output().unwrap()
+        apt.stdin(Stdio::null()).output().map_err(|error| format!("apt-get: {error}"))
     };
     let install = ["install", "--no-install-recommends", package];
-    if apt(&install).status.success() && exists() {
-        return;
+    if apt(&install).is_ok_and(|output| output.status.success()) && exists() {
+        return Ok(());
     }
-    apt(&["update"]);
-    let last = apt(&install);
-    assert!(exists(), "apt-get cannot install {package}: {}", String::from_utf8_lossy(&last.stderr));
+    let said =
+        apt(&["update"]).and_then(|_| apt(&install)).map(|last| String::from_utf8_lossy(&last.stderr).into_owned());
+    if exists() { Ok(()) } else { missing(&format!("; apt-get cannot: {}", said.unwrap_or_else(|error| error))) }
 }
 
 pub(super) fn read(path: &Path) -> Vec<u8> {

@@ -18,7 +18,7 @@ mod victim;
 pub use beside::inside;
 pub use checkpoint::{dump, dump_running, page_differences, pages, patiently, report, restore};
 pub use holder::Holder;
-pub use host::{Serial, TempDir, ptyagent, require, require_from, serial, skip, until, with_timeout};
+pub use host::{Serial, TempDir, provide, ptyagent, require, require_from, serial, skip, times, until, with_timeout};
 pub use objects::{EndSession, Prepared, asleep, check, check_and, check_images, refused, same_images};
 pub use other_kernel::of_another_kernel;
 pub use pty::{Pty, Reading, Size};
