@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use crate::archive::Entry;
@@ -79,4 +80,24 @@ fn outcome(task: &Task, verdicts: &[Verdict], left: &[Entry], error: &str, dir: 
         Some(verdict) => failed(format!("{:?} after {:.0} s", verdict.ending, verdict.seconds)),
         None => failed(error.to_owned()),
     }
+}
+
+/// Works on all of them, so many at a time; the answers are in their order.
+pub fn side_by_side<T: Sync, R: Send>(jobs: usize, all: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    let next = AtomicUsize::new(0);
+    let work_on = || {
+        let mut answers = Vec::new();
+        while let Some((index, item)) =
+            Some(next.fetch_add(1, Relaxed)).and_then(|index| Some((index, all.get(index)?)))
+        {
+            answers.push((index, work(item)));
+        }
+        answers
+    };
+    let mut answers = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..jobs.max(1)).map(|_| scope.spawn(work_on)).collect();
+        threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
+    });
+    answers.sort_by_key(|(index, _)| *index);
+    answers.into_iter().map(|(_, answer)| answer).collect()
 }

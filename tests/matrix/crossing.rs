@@ -4,11 +4,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use crate::archive::Entry;
-use crate::boots::{Bench, Plan};
+use crate::boots::{Bench, Plan, side_by_side};
 use crate::job::Task;
 use crate::kernels::Kernel;
 use crate::report::{Cell, Outcome};
-use crate::side_by_side;
 
 /// The binaries that have the sessions; each is begun on one kernel and goes on on another.
 pub const BINARIES: [&str; 2] = ["programs", "lacks"];
@@ -25,45 +24,60 @@ const SECONDS: u64 = 240;
 const LEFT: &str = "/out/left";
 
 /// What was dumped on a kernel.
-struct Dumped<'a> {
-    from: &'a Kernel,
+struct Dumped {
+    from: Kernel,
     outcomes: Vec<Outcome>,
     /// The sessions' folders, and the list of them.
     entries: Vec<Entry>,
 }
 
-/// Takes the sessions from each of `from` to each of `to`.
-pub fn cross(
-    bench: &Bench,
-    jobs: usize,
-    from: &[Kernel],
-    to: &[Kernel],
-    sessions: &[&str],
-    binaries: &BTreeMap<String, PathBuf>,
-) -> Vec<Cell> {
-    let patience = bench.engine.patience();
-    let binary = |session: &str| binaries[BINARIES[usize::from(session == NEWER)]].to_str().unwrap();
-    let task = |kind: &str, session: &str, name: &str, value: PathBuf| Task {
-        name: format!("{kind}-{}", session.replace(' ', "-")),
-        argv: [binary(session), "half", "--ignored", "--nocapture"].map(str::to_owned).to_vec(),
-        env: vec![
-            ("PROGRAMS".to_owned(), session.to_owned()),
-            (name.to_owned(), value.to_str().unwrap().to_owned()),
-            ("PTYAGENT_PATIENCE".to_owned(), patience.to_string()),
-        ],
-        seconds: SECONDS,
-        above_pid: None,
-    };
-    let numbered: Vec<(usize, &Kernel)> = from.iter().enumerate().collect();
-    let dumped = side_by_side(jobs, &numbered, |(index, kernel)| {
+/// Sessions that have been dumped on each kernel, and how they go on.
+pub struct Crossing<'a> {
+    bench: &'a Bench<'a>,
+    sessions: &'a [&'a str],
+    binaries: &'a BTreeMap<String, PathBuf>,
+    dumped: Vec<Dumped>,
+}
+
+impl<'a> Crossing<'a> {
+    /// Dumps the sessions on each kernel.
+    pub fn begin(
+        bench: &'a Bench<'a>,
+        jobs: usize,
+        from: &[Kernel],
+        sessions: &'a [&'a str],
+        binaries: &'a BTreeMap<String, PathBuf>,
+    ) -> Crossing<'a> {
+        let mut crossing = Crossing { bench, sessions, binaries, dumped: Vec::new() };
+        let numbered: Vec<(usize, &Kernel)> = from.iter().enumerate().collect();
+        crossing.dumped = side_by_side(jobs, &numbered, |(index, kernel)| crossing.dump(*index, kernel));
+        crossing
+    }
+
+    fn task(&self, kind: &str, session: &str, name: &str, value: PathBuf) -> Task {
+        let binary = self.binaries[BINARIES[usize::from(session == NEWER)]].to_str().unwrap();
+        Task {
+            name: format!("{kind}-{}", session.replace(' ', "-")),
+            argv: [binary, "half", "--ignored", "--nocapture"].map(str::to_owned).to_vec(),
+            env: vec![
+                ("PROGRAMS".to_owned(), session.to_owned()),
+                (name.to_owned(), value.to_str().unwrap().to_owned()),
+                ("PTYAGENT_PATIENCE".to_owned(), self.bench.engine.patience().to_string()),
+            ],
+            seconds: SECONDS,
+            above_pid: None,
+        }
+    }
+
+    fn dump(&self, index: usize, kernel: &Kernel) -> Dumped {
         let begin = |(n, session): (usize, &&str)| Task {
-            above_pid: Some((FIRST_PID + PIDS * (index * sessions.len() + n)) as u32),
-            ..task("dump", session, "PROGRAMS_LEAVE", LEFT.into())
+            above_pid: Some((FIRST_PID + PIDS * (index * self.sessions.len() + n)) as u32),
+            ..self.task("dump", session, "PROGRAMS_LEAVE", LEFT.into())
         };
         let keep = Path::new(env!("CARGO_TARGET_TMPDIR")).join("ptyagent-");
-        let tasks = sessions.iter().enumerate().map(begin).collect();
+        let tasks = self.sessions.iter().enumerate().map(begin).collect();
         let plan = Plan { name: format!("{}-dumps", kernel.name), keep: Some(keep.clone()), tasks, ..Plan::default() };
-        let (outcomes, left) = bench.run(kernel, plan);
+        let (outcomes, left) = self.bench.run(kernel, plan);
         let wanted = |entry: &Entry| {
             entry.path == Path::new(LEFT) || entry.path.to_str().unwrap().starts_with(keep.to_str().unwrap())
         };
@@ -71,20 +85,22 @@ pub fn cross(
         for entry in entries.iter_mut().filter(|entry| entry.path == Path::new(LEFT)) {
             entry.path = list_of(kernel);
         }
-        Dumped { from: kernel, outcomes, entries }
-    });
-    let cells = side_by_side(jobs, to, |kernel| {
+        Dumped { from: kernel.clone(), outcomes, entries }
+    }
+
+    /// Restores all sessions of all kernels on one kernel.
+    pub fn go_on(&self, kernel: &Kernel) -> Vec<Cell> {
         let rest = |dumped: &Dumped, session: &str| {
-            task(&format!("restore-{}", dumped.from.name), session, "PROGRAMS_TAKE", list_of(dumped.from))
+            self.task(&format!("restore-{}", dumped.from.name), session, "PROGRAMS_TAKE", list_of(&dumped.from))
         };
-        let tasks = dumped.iter().flat_map(|dumped| sessions.iter().map(|session| rest(dumped, session))).collect();
-        let entries = dumped.iter().flat_map(|dumped| dumped.entries.clone()).collect();
+        let each = self.dumped.iter().flat_map(|dumped| self.sessions.iter().map(move |session| (dumped, session)));
+        let tasks = each.map(|(dumped, session)| rest(dumped, session)).collect();
+        let entries = self.dumped.iter().flat_map(|dumped| dumped.entries.clone()).collect();
         let plan = Plan { name: format!("{}-restores", kernel.name), entries, tasks, ..Plan::default() };
-        let (outcomes, _) = bench.run(kernel, plan);
-        let of_each = outcomes.chunks(sessions.len()).zip(&dumped);
-        of_each.map(|(restores, dumped)| cell(dumped, kernel, restores, sessions)).collect::<Vec<_>>()
-    });
-    cells.concat()
+        let (outcomes, _) = self.bench.run(kernel, plan);
+        let of_each = outcomes.chunks(self.sessions.len()).zip(&self.dumped);
+        of_each.map(|(restores, dumped)| cell(dumped, kernel, restores, self.sessions)).collect()
+    }
 }
 
 fn list_of(kernel: &Kernel) -> PathBuf {

@@ -24,17 +24,17 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use archive::Entry;
-use boots::{Bench, Plan};
+use boots::{Bench, Plan, side_by_side};
 use clap::Parser;
+use crossing::Crossing;
 use job::{Job, Task};
 use kernels::Kernel;
 use machine::{Boot, Engine};
 use nix::fcntl::{Flock, FlockArg};
-use report::{Cell, Outcome, Report};
+use report::{Outcome, Report};
 use suites::{SUITES, Suite};
 use system::System;
 
@@ -178,6 +178,12 @@ fn main() -> ExitCode {
     }
 }
 
+/// What one boot does.
+enum Work<'a> {
+    Suites(&'a Kernel),
+    Restores(&'a Kernel),
+}
+
 /// An error says what this machine lacks.
 fn run(options: &Options) -> Result<Report, String> {
     let dir = options.dir.clone();
@@ -222,33 +228,26 @@ fn run(options: &Options) -> Result<Report, String> {
             println!("{}: {:?}\n{log}", kernel.name, outcomes[0]);
         });
     }
-    let wanted = |kernel: &&Kernel| suites.iter().any(|suite| suite.runs_on(kernel));
-    let with_suites: Vec<Kernel> = kernels.iter().filter(wanted).cloned().collect();
-    let on_each = side_by_side(options.jobs, &with_suites, |kernel| {
-        let suites: Vec<&Suite> = suites.iter().filter(|suite| suite.runs_on(kernel)).collect();
-        let tasks = suites.iter().map(|suite| suite.task(&binaries, engine.patience())).collect();
-        let (outcomes, _) = bench.run(kernel, Plan { name: kernel.name.clone(), tasks, ..Plan::default() });
-        let cell = |(suite, outcome): (&Suite, Outcome)| Cell {
-            kernel: kernel.name.clone(),
-            column: suite.name.to_owned(),
-            outcome,
-        };
-        suites.into_iter().zip(outcomes).map(cell).collect::<Vec<_>>()
+    let (from, to, sessions): (_, _, &[&str]) = match kernels.as_slice() {
+        _ if !options.crosses() => (&[][..], &[][..], &[]),
+        [oldest, .., newest] if !options.is_explicit() => {
+            (std::slice::from_ref(oldest), std::slice::from_ref(newest), &crossing::FAST)
+        }
+        all => (all, all, &crossing::SESSIONS),
+    };
+    let crossing = Crossing::begin(&bench, options.jobs, from, sessions, &binaries);
+    // The long ones first, so that the machine is busy to the end.
+    let with_suites = kernels.iter().filter(|kernel| suites.iter().any(|suite| suite.runs_on(kernel)));
+    let work: Vec<Work> = with_suites.map(Work::Suites).chain(to.iter().map(Work::Restores)).collect();
+    let cells = side_by_side(options.jobs, &work, |work| match work {
+        Work::Suites(kernel) => (suites::run(&bench, kernel, &suites, &binaries), Vec::new()),
+        Work::Restores(kernel) => (Vec::new(), crossing.go_on(kernel)),
     });
-    let mut crossings = Vec::new();
-    if options.crosses() {
-        let (from, to, sessions): (_, _, &[&str]) = match kernels.as_slice() {
-            [oldest, .., newest] if !options.is_explicit() => {
-                (std::slice::from_ref(oldest), std::slice::from_ref(newest), &crossing::FAST)
-            }
-            all => (all, all, &crossing::SESSIONS),
-        };
-        crossings = crossing::cross(&bench, options.jobs, from, to, sessions, &binaries);
-    }
+    let (on_each, crossings): (Vec<_>, Vec<_>) = cells.into_iter().unzip();
     let report = Report {
         kernels: kernels.iter().map(|kernel| (kernel.name.clone(), kernel.release.clone())).collect(),
         suites: on_each.concat(),
-        crossings,
+        crossings: crossings.concat(),
     };
     println!("{:.0} s in all", begin.elapsed().as_secs_f64());
     if let Some(path) = &options.json {
@@ -258,26 +257,6 @@ fn run(options: &Options) -> Result<Report, String> {
         fs::write(path, report.markdown()).unwrap();
     }
     Ok(report)
-}
-
-/// Works on all of them, so many at a time; the answers are in their order.
-fn side_by_side<T: Sync, R: Send>(jobs: usize, all: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
-    let next = AtomicUsize::new(0);
-    let work_on = || {
-        let mut answers = Vec::new();
-        while let Some((index, item)) =
-            Some(next.fetch_add(1, Relaxed)).and_then(|index| Some((index, all.get(index)?)))
-        {
-            answers.push((index, work(item)));
-        }
-        answers
-    };
-    let mut answers = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..jobs.max(1)).map(|_| scope.spawn(work_on)).collect();
-        threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
-    });
-    answers.sort_by_key(|(index, _)| *index);
-    answers.into_iter().map(|(_, answer)| answer).collect()
 }
 
 fn base_system(binaries: &BTreeMap<String, PathBuf>, dir: &Path) -> System {

@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::boots::{Bench, Plan};
 use crate::job::Task;
 use crate::kernels::Kernel;
+use crate::report::{Cell, Outcome};
 
 /// A column of the table: some tests of one binary.
 #[derive(Debug, Clone, Copy)]
@@ -79,12 +81,25 @@ pub fn build(names: &[&str]) -> BTreeMap<String, PathBuf> {
     lines.lines().filter_map(artifact).collect()
 }
 
+/// Runs suites on a kernel, all in one boot; those that it cannot have are left out.
+pub fn run(bench: &Bench, kernel: &Kernel, suites: &[Suite], binaries: &BTreeMap<String, PathBuf>) -> Vec<Cell> {
+    let suites: Vec<&Suite> = suites.iter().filter(|suite| suite.runs_on(kernel)).collect();
+    let tasks = suites.iter().map(|suite| suite.task(binaries, bench.engine.patience())).collect();
+    let (outcomes, _) = bench.run(kernel, Plan { name: kernel.name.clone(), tasks, ..Plan::default() });
+    let cell = |(suite, outcome): (&Suite, Outcome)| Cell {
+        kernel: kernel.name.clone(),
+        column: suite.name.to_owned(),
+        outcome,
+    };
+    suites.into_iter().zip(outcomes).map(cell).collect()
+}
+
 impl Suite {
     pub fn runs_on(&self, kernel: &Kernel) -> bool {
         !self.with_criu || kernel.criu.is_some()
     }
 
-    pub fn task(&self, binaries: &BTreeMap<String, PathBuf>, patience: u32) -> Task {
+    fn task(&self, binaries: &BTreeMap<String, PathBuf>, patience: u32) -> Task {
         let env = vec![("PTYAGENT_PATIENCE".to_owned(), patience.to_string())];
         let mut argv = match self.binary {
             "" => vec![env!("CARGO_BIN_EXE_ptyagent").to_owned(), "check".to_owned()],
