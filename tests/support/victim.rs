@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::UNIX_EPOCH;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::host::{TempDir, lock, read, until};
 use super::{PATIENCE, Pty, kill_session, require_from};
@@ -15,8 +15,8 @@ pub fn compile(name: &str) -> PathBuf {
     let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     let time = |path: &Path| fs::metadata(path).and_then(|data| data.modified()).unwrap_or(UNIX_EPOCH);
     let _lock = lock("cc.lock");
-    let header = source.with_file_name("check.h");
-    if time(&program) < time(&source).max(time(&header)) {
+    let headers = ["check.h", "counters.h"].map(|header| time(&source.with_file_name(header)));
+    if time(&program) < headers.into_iter().fold(time(&source), SystemTime::max) {
         require_from("cc", "gcc");
         if !Path::new("/usr/include/stdio.h").exists() {
             require_from("../include/stdio.h", "libc6-dev");
@@ -32,7 +32,7 @@ pub fn compile(name: &str) -> PathBuf {
     program
 }
 
-/// What `tests/victims/blocked.c` counts; see there.
+/// What `tests/victims/counters.h` counts; see there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counters {
     pub ready: u64,

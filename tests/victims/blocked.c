@@ -1,57 +1,19 @@
-/* Sits in one system call, or in a loop of its own, and counts whatever it notices.
- *
- *   blocked DIR MODE
- *
- * DIR/counters is a file of at least one page, whose slots (uint64_t) are named below; DIR/in is a FIFO. Modes that wait for an event
- * get it as one byte through the FIFO, which holds the number of the round modulo 256. A process whose call returned anything
- * but what it should counts that and goes on. */
+/* Sits in one system call, or in a loop of its own; see counters.h. Modes that wait for an event get it as one byte through the FIFO, which holds the
+ * number of the round modulo 256. */
 #define _GNU_SOURCE
-#include <errno.h>
-#include <fcntl.h>
+#include "counters.h"
 #include <linux/futex.h>
 #include <poll.h>
 #include <signal.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/epoll.h>
-#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/select.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <termios.h>
 #include <time.h>
-#include <unistd.h>
 
-enum { READY, ROUNDS, EINTRS, EARLY, WRONG, DETAIL, LATE_NS, FUTEX };
-
-static volatile uint64_t *slot;
-static int in;
-
-static void die(const char *what)
-{
-	perror(what);
-	_exit(1);
-}
-
-static void wrong(uint64_t detail)
-{
-	slot[DETAIL] = detail;
-	slot[WRONG]++;
-}
-
-/* Judges one call: `good` says whether it returned what it should. */
-static void judge(int good)
-{
-	if (good)
-		slot[ROUNDS]++;
-	else if (errno == EINTR)
-		slot[EINTRS]++;
-	else
-		wrong(errno);
-}
+enum { LATE_NS = FIRST_OWN, FUTEX };
 
 static uint64_t now(void)
 {
@@ -376,11 +338,7 @@ static void do_tty_write(void)
 		pause();
 }
 
-static const struct mode {
-	const char *name;
-	void (*prepare)(void);
-	void (*turn)(void);
-} modes[] = {
+static const struct mode modes[] = {
 	{ "pipe", NULL, do_pipe },
 	{ "poll", NULL, do_poll },
 	{ "ppoll", NULL, do_ppoll },
@@ -407,24 +365,5 @@ static const struct mode {
 
 int main(int argc, char **argv)
 {
-	if (argc != 3 || chdir(argv[1]))
-		die("usage: blocked DIR MODE");
-	/* What the test itself was given by whoever runs it does not belong to the victim. */
-	close_range(3, ~0U, 0);
-	int counters = open("counters", O_RDWR | O_CLOEXEC);
-	in = open("in", O_RDWR | O_CLOEXEC);
-	slot = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, counters, 0);
-	if (in < 0 || slot == MAP_FAILED)
-		die(argv[1]);
-	close(counters);
-	for (size_t i = 0; i < sizeof modes / sizeof *modes; i++) {
-		if (strcmp(modes[i].name, argv[2]))
-			continue;
-		if (modes[i].prepare)
-			modes[i].prepare();
-		slot[READY] = 1;
-		for (;;)
-			modes[i].turn();
-	}
-	die(argv[2]);
+	return run_mode(argc, argv, modes, sizeof modes / sizeof *modes);
 }

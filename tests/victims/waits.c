@@ -1,23 +1,13 @@
-/* Waits in one system call, again and again, and counts whatever it notices.
- *
- *   waits DIR MODE
- *
- * As blocked.c: DIR/counters is a file of at least one page, whose slots (uint64_t) are named below; DIR/in is a FIFO, from which a byte
- * lets one call return. A child takes the bytes, and does for each what the call waits for. */
+/* Waits in one system call; see counters.h. A byte through the FIFO lets one call return: a child takes the bytes, and does for each what the call
+ * waits for. */
 #define _GNU_SOURCE
-#include <errno.h>
-#include <fcntl.h>
+#include "counters.h"
 #include <linux/aio_abi.h>
 #include <signal.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/eventfd.h>
 #include <sys/file.h>
 #include <sys/inotify.h>
 #include <sys/ipc.h>
-#include <sys/mman.h>
 #include <sys/msg.h>
 #include <sys/prctl.h>
 #include <sys/random.h>
@@ -32,39 +22,12 @@
 #include <sys/uio.h>
 #include <sys/un.h>
 #include <sys/wait.h>
-#include <unistd.h>
 
-enum { READY, ROUNDS, EINTRS, EARLY, WRONG, DETAIL, OBJECT };
-enum { BIG = 600000 };
+enum { OBJECT = FIRST_OWN, BIG = 600000 };
 
-static volatile uint64_t *slot;
-static int in;
 /* What the two sides share: the victim uses the first, its child the second. */
 static int ends[2];
 static char big[BIG];
-
-static void die(const char *what)
-{
-	perror(what);
-	_exit(1);
-}
-
-static void wrong(uint64_t detail)
-{
-	slot[DETAIL] = detail;
-	slot[WRONG]++;
-}
-
-/* Judges one call: `good` says whether it returned what it should. */
-static void judge(int good)
-{
-	if (good)
-		slot[ROUNDS]++;
-	else if (errno == EINTR)
-		slot[EINTRS]++;
-	else
-		wrong(errno ? errno : 1000);
-}
 
 /* Judges a call that had to move `wanted` bytes. */
 static void judge_count(ssize_t count, ssize_t wanted)
@@ -992,11 +955,7 @@ static void do_read_file(void)
 	judge_count(pread(file, large, BIG, 0), BIG);
 }
 
-static const struct mode {
-	const char *name;
-	void (*prepare)(void);
-	void (*turn)(void);
-} modes[] = {
+static const struct mode modes[] = {
 	{ "read_socket", prepare_receive, do_read },
 	{ "read_timed", prepare_receive_timed, do_read },
 	{ "read_low", prepare_receive_low, do_read_low },
@@ -1054,27 +1013,8 @@ static const struct mode {
 
 int main(int argc, char **argv)
 {
-	if (argc != 3 || chdir(argv[1]))
-		die("usage: waits DIR MODE");
-	/* What the test itself was given by whoever runs it does not belong to the victim. */
-	close_range(3, ~0U, 0);
-	int counters = open("counters", O_RDWR | O_CLOEXEC);
-	in = open("in", O_RDWR | O_CLOEXEC);
-	slot = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, counters, 0);
-	if (in < 0 || slot == MAP_FAILED)
-		die(argv[1]);
-	close(counters);
 	signal(SIGPIPE, SIG_IGN);
 	for (size_t i = 0; i < BIG; i++)
 		big[i] = (char)(i * 7 + i / 251);
-	for (size_t i = 0; i < sizeof modes / sizeof *modes; i++) {
-		if (strcmp(modes[i].name, argv[2]))
-			continue;
-		if (modes[i].prepare)
-			modes[i].prepare();
-		slot[READY] = 1;
-		for (;;)
-			modes[i].turn();
-	}
-	die(argv[2]);
+	return run_mode(argc, argv, modes, sizeof modes / sizeof *modes);
 }
