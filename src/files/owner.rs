@@ -9,13 +9,13 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use crate::error::{Context, Result, Subject};
 use crate::image::pb;
 
-/// F_GETOWN_EX, F_GETSIG and F_GETOWNER_UIDS of a description.
+/// F_GETOWN_EX, F_GETSIG and F_GETOWNER_UIDS of a description. An owner that has ended leaves its kind and the signal.
 pub fn record_own(copy: BorrowedFd<'_>) -> pb::PtyagentOfd {
     let (owner_type, owner_pid) = crate::sys::process::files::owner(copy).unwrap_or((0, 0));
-    if owner_pid == 0 {
+    let signal = crate::sys::process::files::owner_signal(copy).unwrap_or(0);
+    if owner_type == 0 && owner_pid == 0 && signal == 0 {
         return pb::PtyagentOfd::default();
     }
-    let signal = crate::sys::process::files::owner_signal(copy).unwrap_or(0);
     let ids = crate::sys::process::files::owner_ids(copy).ok();
     pb::PtyagentOfd {
         owner_type: Some(owner_type as u32),

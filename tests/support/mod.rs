@@ -4,8 +4,10 @@
 
 mod beside;
 mod checkpoint;
+mod facts;
 mod holder;
 mod host;
+mod inspection;
 mod objects;
 mod other_kernel;
 mod pty;
@@ -17,8 +19,10 @@ mod victim;
 
 pub use beside::inside;
 pub use checkpoint::{dump, dump_running, page_differences, pages, patiently, report, restore};
+pub use facts::differences;
 pub use holder::Holder;
 pub use host::{Serial, TempDir, provide, ptyagent, require, require_from, serial, skip, times, until, with_timeout};
+pub use inspection::inspection;
 pub use objects::{EndSession, Prepared, asleep, check, check_and, check_images, refused, same_images};
 pub use other_kernel::of_another_kernel;
 pub use pty::{Pty, Reading, Size};

@@ -156,10 +156,19 @@ impl Stage {
         until("blocked actor", PATIENCE, is_in, || format!("{:?}", fs::read_to_string(&path)));
     }
 
-    /// Whether an answer is waiting.
+    /// Whether an answer comes within 50 ms.
     pub fn has_answer(&self, name: &str) -> bool {
+        self.answers_within(name, 50)
+    }
+
+    /// Whether an answer is there.
+    pub fn has_answer_now(&self, name: &str) -> bool {
+        self.answers_within(name, 0)
+    }
+
+    fn answers_within(&self, name: &str, ms: u8) -> bool {
         let mut fds = [PollFd::new(self.actors[name].answers.as_fd(), PollFlags::POLLIN)];
-        poll(&mut fds, PollTimeout::from(50_u8)).unwrap() > 0
+        poll(&mut fds, PollTimeout::from(ms)).unwrap() > 0
     }
 
     /// The next answer.

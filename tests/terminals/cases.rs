@@ -1,12 +1,8 @@
 //! What a case is, and how one is run.
 
 use std::path::Path;
-use std::process::Command;
 
-use ptyagent::ids::Pid;
-use ptyagent::image::Images;
-
-use crate::support::{Stage, dump, ptyagent, report, restore};
+use crate::support::{Stage, differences, dump, inspection, ptyagent, report, restore};
 
 /// What becomes of a state.
 #[derive(Clone, Copy)]
@@ -66,27 +62,8 @@ pub struct Checked {
 
 impl Checked {
     fn compare(&mut self, what: &str, before: &[String], after: &[String]) {
-        if before.len() != after.len() {
-            self.differences.push(format!("  {what}: {} lines became {}", before.len(), after.len()));
-        }
-        for (before, after) in before.iter().zip(after).filter(|(before, after)| before != after) {
-            self.differences.push(format!(
-                "  {what}:\n    {}\n    {}",
-                shortened(before, after),
-                shortened(after, before)
-            ));
-        }
+        self.differences.extend(differences(what, before, after));
     }
-}
-
-/// The words of a line that the other has not, with the first two to say where.
-fn shortened(line: &str, other: &str) -> String {
-    let words: Vec<&str> = line.split(' ').collect();
-    if words.len() < 6 || words.len() != other.split(' ').count() {
-        return line.chars().take(600).collect();
-    }
-    let differ = words.iter().zip(other.split(' ')).enumerate().filter(|(at, (a, b))| *at < 3 || **a != *b);
-    differ.map(|(_, (word, _))| *word).collect::<Vec<_>>().join(" ").chars().take(600).collect()
 }
 
 /// Runs a case; panics where a command fails that should not.
@@ -111,12 +88,12 @@ fn killed(case: &Case, want: &[String], checked: &mut Checked) {
     let mut stage = Stage::new();
     (case.setup)(&mut stage);
     let (root, dir) = (stage.pid("root"), stage.dir.join("images"));
-    let (before, inspected) = (case.seen(&mut stage), inspect(root));
+    let (before, inspected) = (case.seen(&mut stage), inspection(root));
     dump(root, &dir);
     restore(&dir);
     let after = case.seen(&mut stage);
     checked.compare("seen after the restore", &before, &after);
-    checked.compare("inspected after the restore", &inspected, &inspect(root));
+    checked.compare("inspected after the restore", &inspected, &inspection(root));
     (checked.facts, checked.inspected) = (before.len(), inspected.len());
     checked.compare("done after the restore", want, &(case.verify)(&mut stage));
 }
@@ -148,37 +125,4 @@ fn dump_left_running(root: i32, dir: &Path, status: i32) -> String {
     let output = ptyagent(&["dump", "--inject", &root.to_string(), "-D", dir.to_str().unwrap(), "--leave-running"]);
     assert_eq!(output.status.code(), Some(status), "dump --leave-running: {}", report(&output));
     String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-/// The terminals, sessions and descriptors of a live inspection, one fact to a line. By a process of its own, as a wait of the
-/// test's reaper would take what the kernel tells a tracer.
-fn inspect(root: i32) -> Vec<String> {
-    let mut helper = Command::new(std::env::current_exe().unwrap());
-    helper.args(["--exact", "inspector", "--ignored", "--nocapture"]).env("TERMINALS_INSPECT", root.to_string());
-    let output = helper.output().unwrap();
-    assert!(output.status.success(), "inspection: {}", report(&output));
-    let text = String::from_utf8(output.stdout).unwrap();
-    text.lines().filter_map(|line| line.strip_prefix("= ")).map(str::to_owned).collect()
-}
-
-/// The work of the helper.
-pub fn print_inspection(root: i32) {
-    for fact in facts(&ptyagent::inspect::inspect(Pid(root)).unwrap()) {
-        println!("= {fact}");
-    }
-}
-
-fn facts(images: &Images) -> Vec<String> {
-    let mut facts = Vec::new();
-    let own = images.own.as_ref().unwrap();
-    facts.extend(own.ttys.iter().map(|tty| format!("{tty:?}")));
-    facts.extend(own.cttys.iter().map(|ctty| format!("{ctty:?}")));
-    facts.extend(images.tty_info.iter().map(|tty| format!("{tty:?}")));
-    // The inode numbers of sockets are the kernel's to choose.
-    let is_socket = |path: &[u8]| path.starts_with(b"socket:");
-    facts.extend(own.ofds.iter().filter(|ofd| !is_socket(ofd.path())).map(|ofd| format!("{ofd:?}")));
-    facts.extend(images.files.iter().filter(|file| file.usk.is_none()).map(|file| format!("{file:?}")));
-    facts.extend(images.fdinfo.iter().flat_map(|(id, table)| table.iter().map(move |entry| format!("{id} {entry:?}"))));
-    facts.extend(images.pstree.iter().map(|entry| format!("{entry:?}")));
-    facts
 }

@@ -65,15 +65,6 @@ fn every_state() {
     assert!(failures.is_empty(), "{} of {} fail:\n{}", failures.len(), rows.len(), failures.join("\n\n"));
 }
 
-/// Not a test: a run of this program that inspects a process for one.
-#[test]
-#[ignore = "helper of the other test"]
-fn inspector() {
-    if let Ok(root) = std::env::var("TERMINALS_INSPECT") {
-        cases::print_inspection(root.parse().unwrap());
-    }
-}
-
 fn how(outcome: Outcome, checked: &Checked) -> String {
     match outcome {
         Outcome::Kept => {
