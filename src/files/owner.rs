@@ -46,11 +46,13 @@ pub fn record(copy: BorrowedFd<'_>, flags: u32) -> pb::FownEntry {
 /// The owner and signal of O_ASYNC, after the processes are there.
 pub fn restore(fd: BorrowedFd<'_>, own: &pb::PtyagentOfd) -> Result<()> {
     use crate::sys::process::files::{as_user, set_owner, set_owner_signal};
-    if let (Some(kind), Some(pid)) = (own.owner_type, own.owner_pid) {
+    let give = || {
+        let (Some(kind), Some(pid)) = (own.owner_type, own.owner_pid) else { return Ok(()) };
         // The kernel lets a signal through by the ids of who set the owner.
         let ids = own.owner_uid.zip(own.owner_euid);
-        as_user(ids, || set_owner(fd, kind as i32, pid)).during("setting the owner of a file", Subject::None)?;
-    }
+        as_user(ids, || set_owner(fd, kind as i32, pid)).during("setting the owner of a file", Subject::None)
+    };
+    give()?;
     if let Some(signal) = own.owner_signal.filter(|signal| *signal != 0) {
         set_owner_signal(fd, signal as i32).during("setting the signal of a file", Subject::None)?;
     }
@@ -59,6 +61,8 @@ pub fn restore(fd: BorrowedFd<'_>, own: &pb::PtyagentOfd) -> Result<()> {
         let now = fcntl(fd, FcntlArg::F_GETFL).during("asking for the flags of a file", Subject::None)?;
         let flags = OFlag::from_bits_retain(now | libc::O_ASYNC);
         fcntl(fd, FcntlArg::F_SETFL(flags)).during("setting the flags of a file", Subject::None)?;
+        // A terminal without an owner was given to us.
+        give()?;
     }
     Ok(())
 }

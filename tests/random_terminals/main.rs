@@ -21,7 +21,7 @@ use support::{Stage, differences, dump, dump_running, inspection, restore, seria
 use traffic::{settle, with_canary};
 
 /// Of one tree.
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(60);
 /// Cases in one tree.
 const TREE: u64 = 10;
 
@@ -46,7 +46,9 @@ fn seen(stage: &mut Stage, cases: &[Case]) -> Vec<String> {
         true => fact.split(' ').filter(|word| !word.starts_with("poll=")).collect::<Vec<_>>().join(" "),
         false => fact,
     };
-    stage.observe().into_iter().map(without).collect()
+    let mut facts: Vec<String> = stage.observe().into_iter().map(without).collect();
+    facts.extend(cases.iter().flat_map(|case| &case.waits).map(|wait| wait.is_over(stage)));
+    facts
 }
 
 /// All that comes out of the cases: what sets and messages hold, what ends calls that wait, all queues, and again once everything goes on.

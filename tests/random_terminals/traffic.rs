@@ -32,7 +32,7 @@ pub enum Fill {
     Little,
     /// More input than the line buffer holds.
     Input,
-    /// As much output as there is room for.
+    /// More output than the line buffer of the master holds.
     Output,
 }
 
@@ -61,7 +61,7 @@ pub fn traffic(random: &mut Random, stage: &mut Stage, at: &Terminal, fill: Fill
         stage.set_termios(user, slave, |flags, _| flags[3] |= libc::EXTPROC);
     }
     match fill {
-        Fill::Output => fill_output(stage, at),
+        Fill::Output => fill_output(random, stage, at),
         _ if random.one_in(2) => drop(stage.write(user, slave, &random.text(300))),
         _ => {}
     }
@@ -132,9 +132,9 @@ pub fn late(random: &mut Random, case: &mut Case, at: &Terminal) {
     }
 }
 
-/// The master's line buffer first; what fits behind it depends on nothing but the sizes of the writes.
-fn fill_output(stage: &mut Stage, at: &Terminal) {
-    let text: Vec<u8> = (0..30_000).map(|n| b'a' + (n % 23) as u8).collect();
+/// The master's line buffer first, then some of what fits behind it. How much that is in all depends on the sizes of all writes before.
+fn fill_output(random: &mut Random, stage: &mut Stage, at: &Terminal) {
+    let text: Vec<u8> = (0..5000 + random.below(9000)).map(|n| b'a' + (n % 23) as u8).collect();
     stage.type_in(&at.user, at.slave, &text[..4095]);
     let unread = [at.master.into(), tty::FIONREAD.into(), room(4)];
     while stage.must(&at.holder, libc::SYS_ioctl, &unread).number() < 4095 {}

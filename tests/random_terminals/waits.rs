@@ -67,19 +67,22 @@ pub fn wait(random: &mut Random, stage: &mut Stage, case: &mut Case, at: &Termin
 }
 
 impl Wait {
+    pub fn is_over(&self, stage: &Stage) -> String {
+        format!("{} has an answer {}", self.actor, stage.has_answer_now(&self.actor))
+    }
+
     /// Gives the call what it waits for; yields what it returned.
     pub fn end(&self, stage: &mut Stage) -> String {
         let (actor, at) = (&self.actor, &self.at);
-        let early = stage.has_answer_now(actor);
         if self.kind == Kind::Write {
-            return format!("{actor} wrote early {early}, {}", self.end_write(stage));
+            return format!("{actor} wrote {}", self.end_write(stage));
         }
         // As many bytes as that one waits for: how many it gets of more is a race.
         stage.type_in(&at.holder, at.master, if self.kind == Kind::Bytes { b"345" } else { b"34567\r" });
         let answer = parse(&stage.hear(actor));
         stage.blocked.remove(actor);
         let bytes = answer.rooms.concat();
-        format!("{actor} returned early {early}, {} {}", answer.result, bytes.escape_ascii())
+        format!("{actor} returned {} {}", answer.result, bytes.escape_ascii())
     }
 
     /// Reads until all is written.
