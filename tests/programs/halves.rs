@@ -46,9 +46,11 @@ fn go_on(program: &Program, list: &Path) {
     let read = |name: &str| fs::read_to_string(holder.dir().join(name)).ok();
     let before = read("places").zip(read("screen")).map(|(places, screen)| Seen { places, screen });
     restore_round(program, &holder, 1, before);
-    for round in 2..=ROUNDS {
-        let before = dump_round(program, &holder, round);
-        restore_round(program, &holder, round, before);
+    // What came from the other machine is carried on here as well.
+    let before = dump_round(program, &holder, 2);
+    restore_round(program, &holder, 2, before);
+    for round in 3..=ROUNDS {
+        (program.go_on)(&holder, &work(&holder), round);
     }
     (program.end)(&holder, &work(&holder));
 }
