@@ -70,7 +70,8 @@ fn new_like(fd: BorrowedFd<'_>) -> Option<OwnedFd> {
 
 /// Sets what differs.
 pub fn restore(fd: BorrowedFd<'_>, own: &pb::PtyagentSocket, entry: &pb::SkOptsEntry) -> Result<()> {
-    // SO_LOCK_FILTER is among the options.
+    // A buffer's size moves TCP_WINDOW_CLAMP (Linux 7), and SO_LOCK_FILTER is among the options, too.
+    buffers(fd, entry)?;
     if !entry.so_filter.is_empty() {
         socket::attach_filter(fd, &entry.so_filter)
             .map_err(|errno| Error::failed(format!("the filter of a socket cannot be attached: {}", errno.desc())))?;
@@ -91,7 +92,7 @@ pub fn restore(fd: BorrowedFd<'_>, own: &pb::PtyagentSocket, entry: &pb::SkOptsE
         socket::set_option(fd, SOL_SOCKET, libc::SO_BINDTODEVICE, device.as_bytes())
             .map_err(|errno| Error::failed(format!("a socket cannot be bound to device {device}: {}", errno.desc())))?;
     }
-    buffers(fd, entry)
+    Ok(())
 }
 
 /// The kernel tells twice what it was given. A size that nobody chose is the kernel's to change, which SO_BUF_LOCK tells (Linux 5.14).

@@ -259,8 +259,9 @@ impl Family {
     pub fn tables(self) -> &'static [&'static [Entry]] {
         match self {
             Family::Unix => &[COMMON],
-            Family::Tcp4 => &[IPV4, TCP, COMMON],
-            Family::Tcp6 => &[IPV6, IPV4, TCP, COMMON],
+            // SO_RCVLOWAT may move TCP_WINDOW_CLAMP.
+            Family::Tcp4 => &[IPV4, COMMON, TCP],
+            Family::Tcp6 => &[IPV6, IPV4, COMMON, TCP],
             Family::Udp4 => &[IPV4, UDP, COMMON],
             Family::Udp6 => &[IPV6, IPV4, UDP, COMMON],
             Family::Netlink => &[NETLINK, COMMON],
