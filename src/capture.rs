@@ -23,7 +23,7 @@ use crate::ids::{Pid, Tid};
 use crate::image::Images;
 use crate::inject::Infected;
 use crate::mem;
-use crate::procfs::{Mapping, Stat};
+use crate::procfs::{Mapping, Stat, Status};
 use crate::sys::ptrace;
 use crate::task::deadline::Waits;
 use crate::task::directories::Owner;
@@ -172,7 +172,7 @@ pub fn capture(frozen: Frozen, survey: &Survey, waits: &Waits, mode: SurveyMode,
     tracing::debug!("files recorded");
     let processes = inside::infect_and_ask(known, &mut images, &mut ids, &terminals, mode)?;
     for pid in zombies {
-        record::record_zombie(&mut images, &Stat::read(pid)?);
+        record::record_zombie(&mut images, &Stat::read(pid)?, &Status::read(pid)?);
     }
     semaphores::record(&mut images, &processes.iter().map(|process| process.pid).collect::<Vec<Pid>>())?;
     sort_parents_first(&mut images, survey.root);

@@ -155,8 +155,10 @@ pub fn queue_signals(stub: &mut Stub, core: &pb::CoreEntry, stopped_children: &[
     stub.tracee.ask(batch)?;
     let mut batch = Batch::new();
     let pid = stub.pid.0 as u32;
-    thread::restore_pending(&mut batch, core, pid, pid);
-    signals::restore_pending(&mut batch, core, stub.pid.0);
+    signals::with_room(&mut batch, core, |batch| {
+        thread::restore_pending(batch, core, pid, pid);
+        signals::restore_pending(batch, core, stub.pid.0);
+    });
     if batch.is_empty() { Ok(()) } else { stub.run(batch, "putting the pending signals back") }
 }
 

@@ -9,7 +9,7 @@ use crate::files::socket::make::{self, Records};
 use crate::files::{epoll, inotify, locks, owner};
 use crate::ids::{Pid, PtyIndex, Tid};
 use crate::image::{Images, Kind, pb};
-use crate::inject::batch::Batch;
+use crate::inject::batch::{Ask, Batch};
 use crate::mem::shared::Made;
 use crate::mem::vdso::Vdsos;
 use crate::plan::{Birth, Plan, Step};
@@ -226,9 +226,12 @@ impl Execution<'_> {
         let signal = (status & 0x7f) as i32;
         let mut tracee = stub.tracee;
         let mut batch = Batch::new();
-        if let Some(task) = self.images.cores.get(&pid).and_then(|core| core.tc.as_ref()) {
-            thread::restore_name(&mut batch, &task.comm);
+        if let Some(core) = self.images.cores.get(&pid) {
+            thread::restore_name(&mut batch, core.tc.as_ref().map_or(&[], |task| &task.comm));
+            build::credentials(&mut batch, self.images, core, &pb::PtyagentThread::default(), &self.inherited);
         }
+        tracee.ask(batch)?.all_done("naming", Subject::Pid(stub.pid))?;
+        let mut batch = Batch::new();
         if signal == 0 {
             batch.call(libc::SYS_exit_group, [u64::from(status >> 8 & 0xff).into()]);
         } else {

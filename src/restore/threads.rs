@@ -8,7 +8,7 @@ use crate::inject::restart::Pending;
 use crate::inject::{Visit, nothing_left};
 use crate::sys::ptrace;
 use crate::task::cpu::Processor;
-use crate::task::{deadline, directories, modes, seccomp, thread};
+use crate::task::{deadline, directories, modes, seccomp, signals, thread};
 use crate::trace::Stopped;
 
 use super::build;
@@ -47,7 +47,9 @@ pub fn create(stub: &mut Stub, images: &Images, tid: u32, inherited: &Inherited,
     thread::restore(&mut batch, core, &own, &inherited.affinity);
     modes::restore(&mut batch, &own);
     build::credentials(&mut batch, images, core, &own, inherited);
-    thread::restore_pending(&mut batch, core, stub.pid.0 as u32, tid);
+    let pid = stub.pid.0 as u32;
+    let leader = images.cores.get(&pid).ok_or_else(missing)?;
+    signals::with_room(&mut batch, leader, |batch| thread::restore_pending(batch, core, pid, tid));
     guest.ask(batch)?.all_done("setting up the thread", Subject::Tid(number))?;
     let last = build::last_state(images, core, tid, here, guest.original().xstate.len())?;
     stub.threads.push(guest.leave_as(&last, deadline::unfinished(core, Some(&own)).as_ref())?);

@@ -16,7 +16,7 @@ use crate::procfs::{Auxv, Mapping, Sharing, Stat, Status};
 use crate::sys::ptrace::PendingQueue;
 
 use super::cpu::Layout;
-use super::identity::Identity;
+use super::identity::{self, Identity};
 use super::signals::{self, Signals};
 use super::survey::{Alive, TaskFacts};
 use super::thread::{self, ThreadFacts, Told};
@@ -284,8 +284,8 @@ fn own_task(outside: &Outside, identity: &Identity, policy: &Policy, told: &Told
     }
 }
 
-/// Adds a zombie: its numbers, its name and how it ended.
-pub fn record_zombie(images: &mut Images, stat: &Stat) {
+/// Adds a zombie: its numbers, its name, whose it is and how it ended.
+pub fn record_zombie(images: &mut Images, stat: &Stat, status: &Status) {
     let pid = stat.pid.0 as u32;
     images.pstree.push(pb::PstreeEntry {
         pid,
@@ -301,7 +301,14 @@ pub fn record_zombie(images: &mut Images, stat: &Stat) {
         flags: stat.flags,
         ..Default::default()
     };
-    let core = pb::CoreEntry { mtype: pb::core_entry::March::X8664 as i32, tc: Some(task), ..Default::default() };
+    // Its secure bits nobody can ask for.
+    let creds = Some(identity::credentials(status, 0));
+    let core = pb::CoreEntry {
+        mtype: pb::core_entry::March::X8664 as i32,
+        tc: Some(task),
+        thread_core: Some(pb::ThreadCoreEntry { creds, ..Default::default() }),
+        ..Default::default()
+    };
     images.cores.insert(pid, core);
     images.own.get_or_insert_default().tasks.push(pb::PtyagentTask {
         pid: Some(pid),

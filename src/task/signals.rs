@@ -126,6 +126,20 @@ pub fn discard_pending(batch: &mut Batch) {
     }
 }
 
+/// Adds calls that queue signals, for which RLIMIT_SIGPENDING may be lower by now than it was when they came.
+pub fn with_room(batch: &mut Batch, core: &pb::CoreEntry, add: impl FnOnce(&mut Batch)) {
+    const SIGPENDING: usize = libc::RLIMIT_SIGPENDING as usize;
+    let limit = core.tc.as_ref().and_then(|task| task.rlimits.as_ref()?.rlimits.get(SIGPENDING));
+    let set = |batch: &mut Batch, soft: u64, hard: u64| {
+        let new = batch.input(&[soft.to_ne_bytes(), hard.to_ne_bytes()].concat());
+        batch.must(libc::SYS_prlimit64, [0u64.into(), SIGPENDING.into(), new.into(), 0u64.into()]);
+    };
+    let limit = limit.filter(|limit| limit.cur != limit.max);
+    limit.into_iter().for_each(|limit| set(batch, limit.max, limit.max));
+    add(batch);
+    limit.into_iter().for_each(|limit| set(batch, limit.cur, limit.max));
+}
+
 /// Adds the calls that queue the recorded signals of the process again, in order.
 pub fn restore_pending(batch: &mut Batch, core: &pb::CoreEntry, pid: i32) {
     let process = core.tc.as_ref().and_then(|task| task.signals_s.as_ref());

@@ -44,7 +44,7 @@ const LINES: &str = "export CONSOLES_LINES=ttyS1,ttyS2";
 const CRIU: &str = "export CRIU=/criu/criu; $CRIU check";
 
 /// In the order of the table.
-pub const SUITES: [Suite; 15] = [
+pub const SUITES: [Suite; 17] = [
     Suite { name: "check", seconds: 60, fast: true, ..SUITE },
     Suite { name: "terminals", binary: "terminals", seconds: 600, ..SUITE },
     Suite { name: "queues", binary: "queue", ..SUITE },
@@ -53,6 +53,8 @@ pub const SUITES: [Suite; 15] = [
     Suite { name: "kinds", binary: "kinds", ..SUITE },
     Suite { name: "threads", binary: "threads", ..SUITE },
     Suite { name: "memory", binary: "memory", ..SUITE },
+    Suite { name: "segments", binary: "segments", ..SUITE },
+    Suite { name: "kin", binary: "kin", ..SUITE },
     Suite { name: "sockets", binary: "sockets", ..SUITE },
     Suite { name: "vDSO", binary: "vdso", ..SUITE },
     Suite { name: "consoles", binary: "consoles", before: LINES, ..SUITE },

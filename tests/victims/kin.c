@@ -5,6 +5,7 @@
 #include <semaphore.h>
 #include <signal.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -46,8 +47,11 @@ static void exit_signals(void)
 		if (!living[n])
 			_exit(read(hold[0], &byte, 1) == 1 ? 40 + n : 1);
 		dead[n] = child_with(signals[n]);
-		if (!dead[n])
+		if (!dead[n]) {
+			if (n == 2 && !geteuid() && (setgid(54321) || setuid(54320)))
+				_exit(1);
 			_exit(50 + n);
+		}
 		waitid(P_PID, dead[n], &info, WEXITED | WNOWAIT | __WALL);
 		if (n == 0)
 			take(SIGUSR1, &info, &patience);
@@ -57,9 +61,12 @@ static void exit_signals(void)
 	same(take(SIGUSR1, &info, &(struct timespec){ 0, 0 }), -1);
 	same(take(SIGRTMIN + 5, &info, &(struct timespec){ 0, 0 }), SIGRTMIN + 5);
 	same(info.si_pid, dead[2]);
+	same(info.si_uid, geteuid() ? getuid() : 54320);
 	same(take(SIGCHLD, &info, &(struct timespec){ 0, 0 }), SIGCHLD);
 	same(info.si_pid, dead[3]);
 	same(info.si_status, 53);
+	waitid(P_PID, dead[2], &info, WEXITED | WNOWAIT | __WALL);
+	same(info.si_uid, geteuid() ? getuid() : 54320);
 	for (int n = 0; n < COUNT; n++) {
 		same(waitpid(dead[n], &status, n == 3 ? 0 : __WCLONE), dead[n]);
 		same(WEXITSTATUS(status), 50 + n);
@@ -248,7 +255,14 @@ static void siginfos(void)
 	take(SIGCHLD, &info, &patience);
 	to_itself();
 	queue_kinds();
+	/* Fewer than there are. */
+	struct rlimit limit, now;
+	getrlimit(RLIMIT_SIGPENDING, &limit);
+	limit.rlim_cur = 20;
+	setrlimit(RLIMIT_SIGPENDING, &limit);
 	pause_here();
+	getrlimit(RLIMIT_SIGPENDING, &now);
+	expect(now.rlim_cur == limit.rlim_cur && now.rlim_max == limit.rlim_max);
 	sem_post(&turn);
 	pthread_join(thread, NULL);
 	expect_own();
