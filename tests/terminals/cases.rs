@@ -10,6 +10,10 @@ pub enum Outcome {
     Kept,
     /// The dump ends with status 3, this text on stderr, and a session that runs on as if nothing had happened.
     Refused(&'static str),
+    /// Something of its own is done; what comes out, in words.
+    Special(fn(&mut Checked) -> String),
+    /// Another test looks at it.
+    Elsewhere(&'static str),
 }
 
 /// One line of the table.
@@ -32,6 +36,14 @@ impl Case {
 
     pub fn refused(group: &'static str, name: &'static str, why: &'static str, setup: fn(&mut Stage)) -> Case {
         Case { group, name, outcome: Outcome::Refused(why), setup, verify: Stage::exhaust, but: None }
+    }
+
+    pub fn special(group: &'static str, name: &'static str, run: fn(&mut Checked) -> String) -> Case {
+        Case { outcome: Outcome::Special(run), ..Case::kept(group, name, |_| ()) }
+    }
+
+    pub fn elsewhere(group: &'static str, name: &'static str, place: &'static str) -> Case {
+        Case { outcome: Outcome::Elsewhere(place), ..Case::kept(group, name, |_| ()) }
     }
 
     pub fn verified(self, verify: fn(&mut Stage) -> Vec<String>) -> Case {
@@ -58,17 +70,32 @@ pub struct Checked {
     pub inspected: usize,
     pub reads: usize,
     pub differences: Vec<String>,
+    /// What a case says of itself.
+    pub told: String,
 }
 
 impl Checked {
-    fn compare(&mut self, what: &str, before: &[String], after: &[String]) {
+    pub fn compare(&mut self, what: &str, before: &[String], after: &[String]) {
         self.differences.extend(differences(what, before, after));
+    }
+
+    pub fn expect<T: PartialEq + std::fmt::Debug>(&mut self, what: &str, got: &T, want: &T) {
+        if got != want {
+            self.differences.push(format!("  {what}: {got:?} instead of {want:?}"));
+        }
     }
 }
 
 /// Runs a case; panics where a command fails that should not.
 pub fn run(case: &Case) -> Checked {
     let mut checked = Checked::default();
+    if matches!(case.outcome, Outcome::Elsewhere(_)) {
+        return checked;
+    }
+    if let Outcome::Special(run) = case.outcome {
+        checked.told = run(&mut checked);
+        return checked;
+    }
     let mut control = Stage::new();
     (case.setup)(&mut control);
     let want = (case.verify)(&mut control);
@@ -80,6 +107,7 @@ pub fn run(case: &Case) -> Checked {
             left_running(case, &want, &mut checked);
         }
         Outcome::Refused(why) => refused(case, &want, why, &mut checked),
+        Outcome::Special(_) | Outcome::Elsewhere(_) => {}
     }
     checked
 }

@@ -11,6 +11,7 @@ mod support;
 
 mod beside;
 mod cases;
+mod outside;
 mod pairs;
 mod queues;
 mod sessions;
@@ -26,7 +27,7 @@ use support::{serial, with_timeout};
 const LIMIT: Duration = Duration::from_secs(30);
 
 fn all() -> Vec<Case> {
-    [pairs::cases(), state::cases(), sessions::cases(), queues::cases()].concat()
+    [pairs::cases(), state::cases(), sessions::cases(), queues::cases(), outside::cases()].concat()
 }
 
 /// Runs what has the wanted text in its name and prints the table; panics with every difference.
@@ -39,7 +40,9 @@ fn every_state() {
     let mut failures = Vec::new();
     for case in all().into_iter().filter(|case| format!("{}: {}", case.group, case.name).contains(&wanted)) {
         let (group, name, outcome, but) = (case.group, case.name, case.outcome, case.but);
-        let beside = criu.as_ref().map(|criu| format!(" {} |", beside::outcome(&case, criu))).unwrap_or_default();
+        let is_beside = matches!(outcome, Outcome::Kept | Outcome::Refused(_));
+        let theirs = |criu: &PathBuf| if is_beside { beside::outcome(&case, criu) } else { "not looked at".into() };
+        let beside = criu.as_ref().map(|criu| format!(" {} |", theirs(criu))).unwrap_or_default();
         let result = std::panic::catch_unwind(|| with_timeout(LIMIT, move || cases::run(&case)));
         let text = match result {
             Ok(checked) if checked.differences.is_empty() => {
@@ -71,6 +74,8 @@ fn how(outcome: Outcome, checked: &Checked) -> String {
             format!("kept: {} facts, {} of inspect, {} reads", checked.facts, checked.inspected, checked.reads)
         }
         Outcome::Refused(why) => format!("refused: \"{why}\", and the session runs on"),
+        Outcome::Special(_) => checked.told.clone(),
+        Outcome::Elsewhere(place) => format!("tested by {place}"),
     }
 }
 

@@ -83,16 +83,34 @@ fn input() -> Vec<Case> {
             s.fork("root", "reader");
             s.block("reader", libc::SYS_read, &[S.into(), room(100), 100.into()]);
         })
-        .verified(|s| {
-            let early = s.has_answer("reader");
-            s.type_in("root", M, b"for the reader\r");
-            let read = s.hear("reader");
-            s.blocked.clear();
-            let mut facts = vec![format!("{early} {read}")];
-            facts.extend(s.exhaust());
-            facts
-        }),
+        .verified(|s| answered(s, "reader")),
+        typed("a poll() that waits for input does not fire", |s| {
+            s.pair("root", M, S);
+            s.fork("root", "poller");
+            let watched = [S.to_ne_bytes(), [libc::POLLIN as u8, 0, 0, 0]].concat();
+            s.post("poller", &Stage::line(libc::SYS_poll, &[Arg::Both(watched), 1.into(), (-1).into()]));
+            s.wait_in("poller", &format!("{} ", libc::SYS_poll));
+            s.blocked.insert("poller".into());
+        })
+        .verified(|s| answered(s, "poller")),
+        typed("an epoll_wait() that waits for input does not fire", |s| {
+            s.pair("root", M, S);
+            s.fork("root", "poller");
+            let set = s.must("poller", libc::SYS_epoll_create1, &[0.into()]).result as i32;
+            let event = [libc::EPOLLIN.to_ne_bytes(), [7; 4], [9; 4]].concat();
+            s.must("poller", libc::SYS_epoll_ctl, &[set.into(), 1.into(), S.into(), event.as_slice().into()]);
+            s.block("poller", libc::SYS_epoll_wait, &[set.into(), room(12), 1.into(), (-1).into()]);
+        })
+        .verified(|s| answered(s, "poller")),
     ]
+}
+
+fn answered(s: &mut Stage, name: &str) -> Vec<String> {
+    let early = s.has_answer(name);
+    s.type_in("root", M, b"for it\r");
+    let told = s.hear(name);
+    s.blocked.clear();
+    [vec![format!("{early} {told}")], s.exhaust()].concat()
 }
 
 fn pattern(len: usize) -> Vec<u8> {

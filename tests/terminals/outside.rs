@@ -1,0 +1,162 @@
+//! States that somebody outside the tree has a part in: an index that is taken, a master that is held. And terminals of other kinds.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::fcntl::{OFlag, open};
+use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
+use nix::sys::stat::Mode;
+use ptyagent::sys::tty;
+
+use crate::cases::{Case, Checked};
+use crate::support::{PATIENCE, RDWR, Stage, dump, dump_running, ptyagent, report, restore, room, until};
+
+const M: i32 = 10;
+const S: i32 = 20;
+
+pub fn cases() -> Vec<Case> {
+    let elsewhere = "consoles.rs in the kernel matrix; here where the machine has such a terminal";
+    vec![
+        Case::special("pairs", "an index that somebody else has by now", taken),
+        Case::special("pairs", "another index (--pts-index any)", any),
+        Case::special("pairs", "a devpts instance of its own (--pts-index private)", private),
+        Case::special("queues", "a master outside, the session left running", left_running),
+        Case::special("queues", "a master outside, the session restored without it", without_master),
+        Case::elsewhere("consoles", "a virtual console: settings, KD and keyboard modes, meta, LEDs, input", elsewhere),
+        Case::elsewhere("consoles", "a serial line: settings, speed, modem lines, input", elsewhere),
+        Case::elsewhere("consoles", "a shell with a job on /dev/tty41, on /dev/ttyS1", elsewhere),
+        Case::elsewhere("consoles", "a console that is switched by signals, /dev/tty0: refused by name", elsewhere),
+    ]
+}
+
+/// A tree whose terminal has input is dumped, and its index taken meanwhile.
+fn dumped_and_taken() -> (Stage, u32, OwnedFd) {
+    let mut stage = Stage::new();
+    let index = stage.pair("root", M, S);
+    stage.type_in("root", M, b"line\rpart");
+    stage.events("root", S, libc::POLLIN);
+    dump(stage.pid("root"), &stage.dir.join("images"));
+    let mut held = Vec::new();
+    loop {
+        let master = open("/dev/ptmx", OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC, Mode::empty()).unwrap();
+        let got = tty::get_index(master.as_fd()).unwrap();
+        assert!(got <= index, "index {index} is not free");
+        if got == index {
+            return (stage, index, master);
+        }
+        held.push(master);
+    }
+}
+
+fn restored(stage: &Stage, policy: &str) -> serde_json::Value {
+    let images = stage.dir.join("images");
+    let output = ptyagent(&["restore", "--detach", "--json", "--pts-index", policy, "-D", images.to_str().unwrap()]);
+    assert!(output.status.success(), "restore: {}", report(&output));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+fn reads_the_line(stage: &mut Stage) -> String {
+    let first = stage.drain("root", S);
+    stage.type_in("root", M, b"ed\r");
+    stage.events("root", S, libc::POLLIN);
+    [first, stage.drain("root", S)].concat().join(",")
+}
+
+fn index_of(stage: &mut Stage) -> u32 {
+    stage.must("root", libc::SYS_ioctl, &[M.into(), tty::TIOCGPTN.into(), room(4)]).number()
+}
+
+fn taken(checked: &mut Checked) -> String {
+    let (mut stage, index, master) = dumped_and_taken();
+    let images = stage.dir.join("images");
+    let output = ptyagent(&["restore", "--detach", "-D", images.to_str().unwrap()]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let us = format!("terminal /dev/pts/{index} is in use by process {} (", std::process::id());
+    checked.expect("status", &output.status.code(), &Some(1));
+    checked.expect("the holder is named", &said.contains(&us), &true);
+    drop(master);
+    restore(&images);
+    checked.expect("reads", &reads_the_line(&mut stage), &"5:line\\n,7:parted\\n".into());
+    "the restore names who holds it, and works once it is free".into()
+}
+
+fn any(checked: &mut Checked) -> String {
+    let (mut stage, index, _master) = dumped_and_taken();
+    let told = restored(&stage, "any");
+    let now = index_of(&mut stage);
+    checked.expect("moved", &told["moved"], &serde_json::json!([[index, now]]));
+    checked.expect("another index", &(now != index), &true);
+    checked.expect("reads", &reads_the_line(&mut stage), &"5:line\\n,7:parted\\n".into());
+    "kept but for the index, and the restore tells which it is".into()
+}
+
+fn private(checked: &mut Checked) -> String {
+    let (mut stage, index, _master) = dumped_and_taken();
+    let told = restored(&stage, "private");
+    checked.expect("moved", &told["moved"], &serde_json::json!([]));
+    checked.expect("index", &index_of(&mut stage), &index);
+    checked.expect("reads", &reads_the_line(&mut stage), &"5:line\\n,7:parted\\n".into());
+    "kept while the index is taken outside".into()
+}
+
+/// A session on a terminal whose master this test holds, with input that nobody has read and output that we have not.
+fn held_outside() -> (Stage, File) {
+    let master = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC).unwrap();
+    grantpt(&master).unwrap();
+    unlockpt(&master).unwrap();
+    let name = ptsname_r(&master).unwrap();
+    let mut stage = Stage::new();
+    stage.open("root", S, &name, RDWR);
+    stage.ioctl("root", S, tty::TIOCSCTTY, 0);
+    stage.write("root", S, b"shown\n");
+    let mut master = File::from(OwnedFd::from(master));
+    master.write_all(b"typed\rpart").unwrap();
+    let has_come =
+        |stage: &mut Stage| stage.must("root", libc::SYS_ioctl, &[S.into(), tty::FIONREAD.into(), room(4)]).number();
+    until("typed line", PATIENCE, || (has_come(&mut stage) == 6).then_some(()), String::new);
+    // The output is told before the input, so asking once more flushes both.
+    stage.events("root", S, libc::POLLIN | libc::POLLOUT);
+    (stage, master)
+}
+
+/// What the master gives until this text has come, behind which nothing is.
+fn shown(master: &mut File, end: &str) -> String {
+    let mut text = String::new();
+    until(
+        "output",
+        PATIENCE,
+        || {
+            let mut bytes = [0; 4096];
+            let count = master.read(&mut bytes).unwrap();
+            text.push_str(&String::from_utf8_lossy(&bytes[..count]));
+            text.ends_with(end).then_some(())
+        },
+        String::new,
+    );
+    text
+}
+
+fn left_running(checked: &mut Checked) -> String {
+    let (mut stage, mut master) = held_outside();
+    let before = stage.observe();
+    dump_running(stage.pid("root"), &stage.dir.join("images"));
+    checked.compare("seen after a dump that left it running", &before, &stage.observe());
+    checked.expect("output", &shown(&mut master, "part"), &"shown\r\ntyped\r\npart".into());
+    let first = stage.drain("root", S);
+    master.write_all(b"ed\r").unwrap();
+    checked.expect("echo", &shown(&mut master, "ed\r\n"), &"ed\r\n".into());
+    checked.expect("reads", &[first, stage.drain("root", S)].concat().join(","), &"6:typed\\n,7:parted\\n".into());
+    "kept: the output stays with the holder of the master, the input with the session".into()
+}
+
+fn without_master(checked: &mut Checked) -> String {
+    let (mut stage, mut master) = held_outside();
+    let images = stage.dir.join("images");
+    dump(stage.pid("root"), &images);
+    checked.expect("output", &shown(&mut master, "part"), &"shown\r\ntyped\r\npart".into());
+    drop(master);
+    restore(&images);
+    checked.expect("reads", &stage.drain("root", S).join(","), &"6:typed\\n".into());
+    "kept: the output is left to the holder, the input is there behind the terminal that takes its place".into()
+}
