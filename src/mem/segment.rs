@@ -88,9 +88,11 @@ fn to_entry(segment: &Segment) -> pb::IpcShmEntry {
 }
 
 fn attached_outside(pid: Pid, mapping: &Mapping, segment: &Segment, inside: Vec<Pid>) -> Result<Error> {
+    let namespace = |pid: Pid| std::fs::read_link(procfs::path(pid, "ns/ipc")).ok();
     let shows = |other: &Pid| {
         let mappings = procfs::maps::read(*other).unwrap_or_default();
-        !inside.contains(other) && mappings.iter().any(|mapping| is_view(mapping) && mapping.inode as i32 == segment.id)
+        let shown = || mappings.iter().any(|mapping| is_view(mapping) && mapping.inode as i32 == segment.id);
+        !inside.contains(other) && namespace(*other) == namespace(pid) && shown()
     };
     let (who, remedy) = match procfs::tree::all()?.into_iter().find(shows) {
         Some(other) => (format!("process {other}"), format!("dump a tree that has process {other} in it")),

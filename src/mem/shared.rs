@@ -76,8 +76,11 @@ pub fn refuse_outside(objects: &[Object<'_>], inside: &BTreeSet<Pid>) -> Result<
         }
         // One that is gone by now, or may not be looked into, shows nothing of this user's.
         let Ok(mappings) = crate::procfs::maps::read(other) else { continue };
-        let shown =
-            |object: &&Object<'_>| mappings.iter().any(|mapping| is_shown_by(mapping) && id(mapping) == object.id);
+        // Segments are counted by the kernel (see `segment`), and their ids are those of a namespace.
+        let shown = |object: &&Object<'_>| {
+            let shows = |mapping: &Mapping| super::is_shared_anonymous(mapping) && id(mapping) == object.id;
+            mappings.iter().any(shows)
+        };
         let Some((pid, mapping)) = objects.iter().find(shown).and_then(|object| object.views.first()) else { continue };
         return Err(Error::Refused(Refusal {
             pid: *pid,
