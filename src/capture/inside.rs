@@ -96,7 +96,8 @@ fn arrive(known: Known, terminals: &Terminals) -> Result<(Arrival, Entering)> {
     let identity = identity::ask(&mut batch);
     let policy = policy::ask(&mut batch);
     let thread = thread::ask(&mut batch, &outside.thread);
-    let timers = timers::ask(&mut batch, &outside.timers);
+    let threads = guests.iter().map(|(thread, _)| thread.tid()).chain([pid.into()]).collect();
+    let timers = timers::ask(&mut batch, &outside.timers, threads);
     let ttys = terminals.ask(pid, &mut batch);
     let arrival = arrival((&pidfd, &mem), leader, &guests, &outside, &descriptors, batch)?;
     Ok((

@@ -4,10 +4,13 @@
 //! inside with its number (PR_TIMER_CREATE_RESTORE_IDS, Linux 6.15; before that the kernel counts up, and numbers are used up until it is
 //! reached) and started last, with the time that was left, whatever clock it was set by.
 //!
+//! A timer may outlive the thread that it was made to signal. Then it signals nobody, and the kernel makes no such one: it comes back as one
+//! without a signal (SIGEV_NONE), of which timer_gettime(2) tells the same.
+//!
 //! The count of overruns that timer_getoverrun(2) tells starts anew: the kernel lets nobody set it.
 
 use crate::error::{Context, Error, Result, Subject};
-use crate::ids::Pid;
+use crate::ids::{Pid, Tid};
 use crate::image::pb;
 use crate::inject::batch::{Answers, Ask, Batch, Buffer, CallId};
 use crate::procfs::attributes::PosixTimer;
@@ -29,17 +32,18 @@ const HIGHEST_COUNTED: u32 = 100_000;
 #[derive(Debug)]
 pub struct Asked {
     timers: Vec<(PosixTimer, CallId, Buffer, CallId)>,
+    threads: Vec<Tid>,
 }
 
-/// Adds the questions to a task's batch.
-pub fn ask(batch: &mut Batch, timers: &[PosixTimer]) -> Asked {
+/// Adds the questions to the batch of a task with these threads.
+pub fn ask(batch: &mut Batch, timers: &[PosixTimer], threads: Vec<Tid>) -> Asked {
     let question = |timer: &PosixTimer| {
         let left = batch.output(ITIMERSPEC);
         let asked = batch.call(libc::SYS_timer_gettime, [timer.id.into(), left.into()]);
         let overrun = batch.call(libc::SYS_timer_getoverrun, [timer.id.into()]);
         (timer.clone(), asked, left, overrun)
     };
-    Asked { timers: timers.iter().map(question).collect() }
+    Asked { timers: timers.iter().map(question).collect(), threads }
 }
 
 impl Asked {
@@ -54,7 +58,11 @@ impl Asked {
                 "thread" => libc::SIGEV_THREAD,
                 _ => libc::SIGEV_SIGNAL,
             };
-            let thread = target.strip_prefix("tid.").and_then(|tid| tid.parse().ok());
+            let thread = target.strip_prefix("tid.").and_then(|tid| tid.parse::<i32>().ok());
+            let (kind, thread) = match thread {
+                Some(tid) if !self.threads.contains(&Tid(tid)) => (libc::SIGEV_NONE, None),
+                thread => (kind, thread),
+            };
             entries.push(pb::PosixTimerEntry {
                 it_id: timer.id as u32,
                 clock_id: timer.clock as u32,
@@ -178,9 +186,10 @@ mod tests {
 
     #[test]
     fn the_kinds_of_notification_are_told_apart() {
-        let timers = [listed("signal/pid.5"), listed("none/pid.5"), listed("signal/tid.6")];
+        let kinds = ["signal/pid.5", "none/pid.5", "signal/tid.6", "signal/tid.7"];
+        let timers = kinds.map(listed);
         let mut batch = Batch::new();
-        let asked = ask(&mut batch, &timers);
+        let asked = ask(&mut batch, &timers, vec![Tid(5), Tid(6)]);
         let mut bytes = batch.encode(0, 0);
         // The calls were not made: every result is to be 0.
         for call in 0..batch.len() {
@@ -189,7 +198,7 @@ mod tests {
         }
         let entries = asked.answers(&batch.answers(bytes)).unwrap();
         let kinds: Vec<_> = entries.iter().map(|entry| (entry.it_sigev_notify, entry.notify_thread_id)).collect();
-        assert_eq!(kinds, [(0, None), (1, None), (4, Some(6))]);
+        assert_eq!(kinds, [(0, None), (1, None), (4, Some(6)), (1, None)]);
         assert_eq!((entries[0].clock_id as i32, entries[0].si_signo, entries[0].sival_ptr), (-6, 34, 9));
     }
 }

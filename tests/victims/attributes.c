@@ -47,6 +47,18 @@ static void expect_timer(int number, time_t interval, time_t at_most)
 		wrong("timer %d has %lld ns left of %lld", number, left, most);
 }
 
+static int orphan;
+
+/* Makes a timer that signals the thread which ends here. */
+static void *makes_orphan(void *unused)
+{
+	struct sigevent to_thread = { .sigev_notify = SIGEV_THREAD_ID, .sigev_signo = SIGUSR2 };
+	to_thread._sigev_un._tid = gettid();
+	orphan = make_timer(CLOCK_MONOTONIC, &to_thread);
+	start_timer(orphan, 80, 7000);
+	return unused;
+}
+
 static void timers(void)
 {
 	struct sigevent by_signal = { .sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGRTMIN + 3, .sigev_value.sival_int = 4711 };
@@ -67,6 +79,9 @@ static void timers(void)
 	for (int n = 0; n < 3; n++)
 		if (n != 1)
 			syscall(SYS_timer_delete, gone[n]);
+	pthread_t thread_of_orphan;
+	if (pthread_create(&thread_of_orphan, NULL, makes_orphan, NULL) || pthread_join(thread_of_orphan, NULL))
+		die("pthread_create");
 	start_timer(interval, 70, 5000);
 	start_timer(silent, 0, 3000);
 	start_timer(thread, 0, 4000);
@@ -83,6 +98,7 @@ static void timers(void)
 	expect_timer(silent, 0, 3000);
 	expect_timer(thread, 0, 4000);
 	expect_timer(processor, 5, 6000);
+	expect_timer(orphan, 80, 7000);
 	expect_timer(idle, 0, 0);
 	expect_timer(fired, 0, 0);
 	expect_timer(gone[1], 0, 0);
