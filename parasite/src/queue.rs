@@ -4,7 +4,7 @@
 //! descriptors itself. No allocation, no panic, no sleep that would clobber a restart block.
 //!
 //! 1. `drain`: packet mode off, the unread output, the kind of flow stop and the echoes that it held back: any later byte on the master
-//!    is known to be an echo of ours.
+//!    is known to be ours. Then what the line discipline knows of the cursor.
 //! 2. Settings under which nothing is edited or signalled and everything is echoed as it is; ICANON stays, since changing it forgets the
 //!    read boundaries. What was not processed when we came is echoed as it comes in: that many bytes at the end of the input are to be
 //!    processed again.
@@ -19,6 +19,8 @@
 //! The caller keeps every user of the terminal frozen, and blocks SIGTTOU; a background process may not read (EIO).
 //! Source: drivers/tty/n_tty.c, drivers/tty/tty_buffer.c, drivers/tty/pty.c.
 
+#[path = "queue_cursor.rs"]
+mod cursor;
 #[path = "queue_drain.rs"]
 mod drain;
 #[path = "queue_io.rs"]
@@ -28,6 +30,7 @@ mod put;
 #[path = "queue_typing.rs"]
 mod typing;
 
+pub use cursor::MOST as MOST_COLUMNS;
 #[allow(unused_imports)]
 pub use drain::{can_put_back, drain};
 pub use put::put_back;
@@ -119,6 +122,14 @@ pub struct Hold {
     pub output_put: u32,
     /// Bytes of `input` beyond `ring_len` that `put_back` has written; the rest is to be written as the master takes it.
     pub flip_put: u32,
+    /// 1: the next three are known.
+    pub cursor: u32,
+    /// The column of the output, [`MOST_COLUMNS`] at most.
+    pub column: u32,
+    /// The column at which the unfinished line begins, modulo eight.
+    pub canon_column: u32,
+    /// 1: an erasure is being shown, and the next character ends it with a slash (ECHOPRT).
+    pub erasing: u32,
     /// 1: settings are locked, see `locks`; they are unlocked while the queues are worked on.
     pub locked: u32,
     /// The locked settings (TIOCGLCKTRMIOS), without speeds.
@@ -132,7 +143,7 @@ pub struct Hold {
 
 const _: () = {
     assert!(size_of::<Settings>() == 44);
-    assert!(size_of::<Hold>() == 152 + 2 * MAX_LINES + INPUT_SIZE + OUTPUT_SIZE + ECHO_SIZE);
+    assert!(size_of::<Hold>() == 168 + 2 * MAX_LINES + INPUT_SIZE + OUTPUT_SIZE + ECHO_SIZE);
     assert!(size_of::<Hold>() <= 64 * 1024);
     assert!(align_of::<Hold>() == 4);
 };
@@ -146,14 +157,18 @@ pub(crate) const IXON: u32 = 0o2000;
 pub(crate) const EDITS: u32 = 0o1 | 0o2 | 0o20 | 0o40 | 0o100 | 0o200 | 0o400 | 0o1000 | 0o4000 | 0o20000;
 pub(crate) const OPOST: u32 = 0o1;
 pub(crate) const ONLCR: u32 = 0o4;
+pub(crate) const XTABS: u32 = 0o14000;
 pub(crate) const ICANON: u32 = 0o2;
 pub(crate) const ECHO: u32 = 0o10;
+pub(crate) const ECHOE: u32 = 0o20;
 pub(crate) const NOFLSH: u32 = 0o200;
 pub(crate) const ECHOCTL: u32 = 0o1000;
+pub(crate) const ECHOPRT: u32 = 0o2000;
 pub(crate) const IEXTEN: u32 = 0o100_000;
 pub(crate) const EXTPROC: u32 = 0o200_000;
 
 // Slots of the control characters.
+pub(crate) const VERASE: usize = 2;
 pub(crate) const VEOF: usize = 4;
 pub(crate) const VTIME: usize = 5;
 pub(crate) const VMIN: usize = 6;

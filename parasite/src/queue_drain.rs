@@ -78,7 +78,7 @@ fn run(hold: &mut Hold, work: &mut Work) -> Io<()> {
         packet_off(hold, work)?;
         read_output(hold, work.master)?;
     }
-    let result = read_flow(hold, work).and_then(|()| read_input(hold, work));
+    let result = read_flow(hold, work).and_then(|()| read_cursor(hold, work)).and_then(|()| read_input(hold, work));
     io::set_settings(work.slave, &hold.settings)?;
     result?;
     hold.phase = HELD;
@@ -111,6 +111,10 @@ fn read_output(hold: &mut Hold, master: i32) -> Io<()> {
         hold.output_len += count as u32;
     }
     Ok(())
+}
+
+fn read_cursor(hold: &mut Hold, work: &Work) -> Io<()> {
+    if work.master < 0 { Ok(()) } else { cursor::read_column(hold, work.slave, work.master) }
 }
 
 fn read_input(hold: &mut Hold, work: &mut Work) -> Io<()> {
@@ -238,7 +242,7 @@ fn read_canonical(hold: &mut Hold, work: &mut Work) -> Io<()> {
         settings.lflag |= IEXTEN;
     }
     io::set_settings(work.slave, &settings)?;
-    let sent = send_sentinels(work, before)?;
+    let sent = send_sentinels(work, lines, before)?;
     let through = match (lines, work.master < 0) {
         // The buffer takes them in any case; if neither ends a line the master is stopped.
         (false, _) => io::ready(work.slave, POLLIN),
@@ -262,24 +266,35 @@ fn read_canonical(hold: &mut Hold, work: &mut Work) -> Io<()> {
     if lines && !through {
         find_marks(hold);
     }
+    if through && work.master >= 0 {
+        cursor::read_line(hold, work.slave, work.master)?;
+    }
     Ok(())
 }
 
-/// Sentinels behind the input; yields how many were sent. To a master two, or none if it is stopped or has no room. Simulated ones are
-/// processed at once, and dropped by a full buffer, so the second is sent only where the first has ended no line.
-fn send_sentinels(work: &Work, before: u32) -> Io<u32> {
-    if work.master < 0 {
-        io::simulate(work.slave, SENTINEL)?;
-        if io::unread(work.slave) > before {
-            return Ok(1);
+/// Sentinels behind the input; yields how many were sent. The second only where the first has ended no line, if that can be told at once: simulated
+/// ones are processed then, and dropped by a full buffer; where no line is complete, asking makes the kernel process them. Else a master
+/// gets two, or none if it is stopped or has no room.
+fn send_sentinels(work: &Work, lines: bool, before: u32) -> Io<u32> {
+    let alone = work.master < 0 || !lines;
+    let bytes = [SENTINEL; 2];
+    for sent in 1..=2 {
+        if work.master < 0 {
+            io::simulate(work.slave, SENTINEL)?;
+        } else if !io::ready(work.master, POLLOUT) {
+            return Ok(sent - 1);
+        } else {
+            io::write(work.master, if alone { &bytes[..1] } else { &bytes })?;
         }
-        io::simulate(work.slave, SENTINEL)?;
-        return Ok(2);
+        let ended = if lines { io::unread(work.slave) > before } else { io::ready(work.slave, POLLIN) };
+        if alone && ended {
+            return Ok(sent);
+        }
+        if !alone {
+            break;
+        }
     }
-    if !io::ready(work.master, POLLOUT) {
-        return Ok(0);
-    }
-    io::write(work.master, &[SENTINEL, SENTINEL]).map(|count| count as u32)
+    Ok(2)
 }
 
 /// Everything has been processed and the sentinels end the last line.

@@ -29,6 +29,7 @@ pub fn put_back(hold: &mut Hold) -> i64 {
         || hold.ring_len > hold.input_len
         || hold.output_len as usize > OUTPUT_SIZE
         || hold.echo_len as usize > ECHO_SIZE
+        || hold.column > MOST_COLUMNS
     {
         return io::EINVAL;
     }
@@ -58,9 +59,10 @@ fn run(hold: &mut Hold, work: &mut Work) -> Io<()> {
         // The drain failed before it had sorted the input.
         hold.ring_len = hold.input_len;
     }
-    // While there is no output yet, echoes and a stop tell when typed input has been processed. A STOP character, held echoes and status
-    // bits have to come before the input.
-    let first = work.master >= 0 && hold.status == 0 && hold.echo_len == 0 && hold.flow != FLOW_CHAR;
+    // While there is no output yet, echoes and a stop tell when typed input has been processed. A STOP character, held echoes, status
+    // bits and an erasure have to come before the input.
+    let first =
+        work.master >= 0 && hold.status == 0 && hold.echo_len == 0 && hold.erasing == 0 && hold.flow != FLOW_CHAR;
     work.sync = if work.way == Way::Master && first { Sync::Exact } else { Sync::Pause };
     let input = if work.sync == Sync::Exact { put_input(hold, work) } else { Ok(()) };
     if work.master >= 0 {
@@ -96,6 +98,7 @@ fn run(hold: &mut Hold, work: &mut Work) -> Io<()> {
 /// a flush that came after the stop has left no more than that.
 fn put_output_side(hold: &mut Hold, work: &mut Work) -> Io<()> {
     io::set_packet(work.master, 0)?;
+    cursor::put(hold, work.slave, work.master)?;
     let leaves_a_bit = hold.status & STATUS_STOP != 0;
     put_output(hold, work, if hold.status & STATUS_FLUSHWRITE != 0 { RING } else { OUTPUT_SIZE })?;
     if !leaves_a_bit {
@@ -153,8 +156,9 @@ fn put_output(hold: &mut Hold, work: &Work, most: usize) -> Io<()> {
     io::set_settings(work.slave, &neutral(hold))?;
     while let Some(rest) = hold.output.get(hold.output_put as usize..end).filter(|rest| !rest.is_empty()) {
         let ring = RING.saturating_sub(hold.output_put as usize);
-        let limit = if ring > 0 { CHUNK.min(ring) } else { CHUNK };
-        let chunk = rest.get(..limit).unwrap_or(rest);
+        // Of equal size, so that a queue that had no room left hardly ever has some: the kernel counts buffers, each of two pieces.
+        let even = rest.len().div_ceil(rest.len().div_ceil(CHUNK));
+        let chunk = rest.get(..if ring > 0 { CHUNK.min(ring) } else { even }).unwrap_or(rest);
         match io::write_now(work.slave, chunk) {
             Ok(count) => hold.output_put += count as u32,
             // The worker may still be moving bytes into the line buffer.

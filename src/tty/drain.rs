@@ -16,7 +16,7 @@ use crate::parasite_side::queue as side;
 use crate::wire;
 
 use super::device;
-use super::queue::{End, Flow, Line, Queues};
+use super::queue::{Cursor, End, Flow, Line, Queues};
 use super::record::{info_id, path_of};
 use super::state::Peer;
 
@@ -333,6 +333,9 @@ fn to_entry(queues: &Queues) -> pb::PtyagentQueue {
         canonical: Some(queues.termios.c_lflag & 2 != 0),
         ring_full: queues.full.then_some(true),
         held_echo: some(&queues.echo),
+        column: queues.cursor.map(|cursor| cursor.column),
+        canon_column: queues.cursor.map(|cursor| cursor.line),
+        erasing: queues.cursor.map(|cursor| cursor.erasing),
     }
 }
 
@@ -360,6 +363,11 @@ pub fn recorded(images: &Images, index: PtyIndex) -> Option<Queues> {
         flip: queue.unprocessed.clone().unwrap_or_default(),
         output: queue.output.clone().unwrap_or_default(),
         echo: queue.held_echo.clone().unwrap_or_default(),
+        cursor: queue.column.map(|column| Cursor {
+            column,
+            line: queue.canon_column.unwrap_or(0),
+            erasing: queue.erasing == Some(true),
+        }),
         flow: match holder.flow() {
             pb::PtyagentFlow::Running | pb::PtyagentFlow::Unknown => Flow::Runs,
             pb::PtyagentFlow::Tcooff => Flow::Ioctl,

@@ -15,7 +15,8 @@
 //!   TIOCPKT_IOCTL. With ICANON a full line buffer makes the typist wait after a restore, also where nothing had been read since EXTPROC was set: then the
 //!   kernel would throw away what comes in.
 //! - An external master in packet mode is told once more of a TCOOFF that it knows of: only TCOON tells it from a full output queue.
-//! - Column and erase state of the line discipline, and tabs in echoes that were held back, cannot be asked for.
+//! - Columns beyond 512, and those of a terminal with an external master; where an unfinished line behind whole ones begins, and that it is being
+//!   erased where the line buffer is full or echoes were held back; tabs in echoes that were held back.
 
 use crate::error::{Error, Result};
 use crate::parasite_side::queue as side;
@@ -53,6 +54,17 @@ pub enum Flow {
     Unknown,
 }
 
+/// What the line discipline knows of the cursor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Cursor {
+    /// The column of the output, at most [`side::MOST_COLUMNS`].
+    pub column: u32,
+    /// The column at which the unfinished line begins, modulo eight.
+    pub line: u32,
+    /// An erasure is being shown.
+    pub erasing: bool,
+}
+
 /// All that waits in a terminal, and the settings under which it does.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Queues {
@@ -71,6 +83,8 @@ pub struct Queues {
     pub output: Vec<u8>,
     /// Echoes that were held back by a stop or a full output queue.
     pub echo: Vec<u8>,
+    /// None where it is not known: it would be told to an external master.
+    pub cursor: Option<Cursor>,
     pub flow: Flow,
     /// The master's own output was stopped by TCOOFF.
     pub master_stopped: bool,
@@ -147,6 +161,10 @@ pub fn empty_hold() -> Box<Hold> {
         echo_len: 0,
         output_put: 0,
         flip_put: 0,
+        cursor: 0,
+        column: 0,
+        canon_column: 0,
+        erasing: 0,
         locked: 0,
         locks: [0; 9],
         lines: [0; side::MAX_LINES],
@@ -170,8 +188,9 @@ impl Queues {
 
     /// What a drained `hold` holds. Errors: a length or a line end that no drain writes.
     pub fn from_hold(hold: &Hold) -> Result<Queues> {
-        if hold.ring_len > hold.input_len || hold.line_count as usize > side::MAX_LINES {
-            return Err(bad("lengths that contradict each other"));
+        let told = hold.column <= side::MOST_COLUMNS && hold.canon_column < 8;
+        if !told || hold.ring_len > hold.input_len || hold.line_count as usize > side::MAX_LINES {
+            return Err(bad("numbers that contradict each other"));
         }
         let mut lines = Vec::with_capacity(hold.line_count as usize);
         let mut at = 0;
@@ -199,6 +218,11 @@ impl Queues {
             flip: bytes(&hold.input, hold.ring_len, hold.input_len)?,
             output: bytes(&hold.output, 0, hold.output_len)?,
             echo: bytes(&hold.echo, 0, hold.echo_len)?,
+            cursor: (hold.cursor != 0).then_some(Cursor {
+                column: hold.column,
+                line: hold.canon_column,
+                erasing: hold.erasing != 0,
+            }),
             flow: match hold.flow {
                 side::FLOW_RUNS => Flow::Runs,
                 side::FLOW_IOCTL => Flow::Ioctl,
@@ -229,6 +253,13 @@ impl Queues {
         hold.master_stopped = u32::from(self.master_stopped);
         hold.ring_full = u32::from(self.full);
         hold.lnext = u32::from(self.lnext);
+        if let Some(cursor) = self.cursor {
+            if cursor.column > side::MOST_COLUMNS {
+                return Err(bad("a column that no terminal tells"));
+            }
+            (hold.cursor, hold.erasing) = (1, u32::from(cursor.erasing));
+            (hold.column, hold.canon_column) = (cursor.column, cursor.line);
+        }
         let ring = self.fill_lines(&mut hold)?;
         fill(&mut hold.input, ring, &self.flip)?;
         fill(&mut hold.output, 0, &self.output)?;

@@ -103,13 +103,14 @@ fn an_exclusive_terminal() {
 
 #[test]
 fn hostile_content_is_refused() {
-    let bad: [fn(&mut side::Hold); 8] = [
+    let bad: [fn(&mut side::Hold); 9] = [
         |h| h.line_count = u32::MAX,
         |h| h.input_len = u32::MAX,
         |h| h.ring_len = 5,
         |h| h.output_len = side::OUTPUT_SIZE as u32 + 1,
         |h| h.echo_len = u32::MAX,
         |h| h.flow = 9,
+        |h| (h.cursor, h.column) = (1, side::MOST_COLUMNS + 1),
         |h| h.status = 256,
         |h| (h.line_count, h.lines[0], h.ring_len, h.input_len) = (1, 7 << 13 | 1, 1, 1),
     ];
