@@ -25,7 +25,7 @@ fn modes_switched_over_waiting_input() {
 #[test]
 fn an_unfinished_line_that_is_erased_later() {
     for (flags, typed) in [
-        (libc::IUTF8, &"a\u{e9}\u{4e2d}".as_bytes()[..]),
+        (libc::IUTF8, "a\u{e9}\u{4e2d}".as_bytes()),
         (libc::IUTF8, &b"caf\xc3"[..]),
         (0, "a\u{e9}\u{4e2d}".as_bytes()),
         (libc::IUTF8, b"\xa9\xa9"),
