@@ -23,6 +23,8 @@
 mod cursor;
 #[path = "queue_drain.rs"]
 mod drain;
+#[path = "queue_flow.rs"]
+mod flow;
 #[path = "queue_io.rs"]
 mod io;
 #[path = "queue_put.rs"]

@@ -1,6 +1,6 @@
 //! Reading the queues out.
 
-use super::io::{self, Io, POLLIN, POLLOUT, POLLPRI};
+use super::io::{self, Io, POLLIN, POLLOUT};
 use super::*;
 
 /// Longest wait for the sentinels to be processed, in microseconds; then the line buffer is full.
@@ -12,10 +12,10 @@ const PATIENCE: u64 = 2_000_000;
 const RING: u32 = 4095;
 
 /// The descriptors at work.
-struct Work {
+pub struct Work {
     /// Reads and settings: ours if possible, else the victim's slave.
-    slave: i32,
-    master: i32,
+    pub slave: i32,
+    pub master: i32,
     /// The descriptor to close at the end.
     own: Option<i32>,
     /// Bytes that came into the line buffer under our settings, and the last two of them: the master has their echoes.
@@ -75,41 +75,13 @@ fn run(hold: &mut Hold, work: &mut Work) -> Io<()> {
         hold.phase = DRAINING;
     }
     if work.master >= 0 {
-        packet_off(hold, work)?;
-        read_output(hold, work.master)?;
+        flow::packet_off(hold, work)?;
+        flow::read_output(hold, work.master)?;
     }
-    let result = read_flow(hold, work).and_then(|()| read_cursor(hold, work)).and_then(|()| read_input(hold, work));
+    let result = flow::read(hold, work).and_then(|()| read_cursor(hold, work)).and_then(|()| read_input(hold, work));
     io::set_settings(work.slave, &hold.settings)?;
     result?;
     hold.phase = HELD;
-    Ok(())
-}
-
-fn packet_off(hold: &mut Hold, work: &Work) -> Io<()> {
-    hold.packet = io::packet(work.master)?;
-    if hold.packet == 0 {
-        return Ok(());
-    }
-    hold.phase = DRAINING;
-    if io::ready(work.master, POLLPRI) {
-        let mut status = [0u8];
-        io::read(work.master, &mut status)?;
-        hold.status = u32::from(status[0]);
-    }
-    io::set_packet(work.master, 0)
-}
-
-/// Reads until the kernel, which has to process all that is pending before it says so, has nothing left.
-fn read_output(hold: &mut Hold, master: i32) -> Io<()> {
-    while io::ready(master, POLLIN) {
-        hold.phase = DRAINING;
-        let room = hold.output.get_mut(hold.output_len as usize..).unwrap_or_default();
-        if room.is_empty() {
-            return Err(io::ENOBUFS);
-        }
-        let count = io::read(master, room)?;
-        hold.output_len += count as u32;
-    }
     Ok(())
 }
 
@@ -119,7 +91,7 @@ fn read_cursor(hold: &mut Hold, work: &Work) -> Io<()> {
 
 fn read_input(hold: &mut Hold, work: &mut Work) -> Io<()> {
     if work.master >= 0 {
-        start_master(hold, work)?;
+        flow::start_master(hold, work)?;
     }
     if hold.settings.canonical() {
         read_canonical(hold, work)?
@@ -421,60 +393,4 @@ fn find_marks(hold: &mut Hold) {
 fn slots(hold: &Hold) -> u32 {
     let lines = hold.lines.iter().take(hold.line_count as usize);
     hold.ring_len + lines.filter(|line| **line >> 13 == END_EOF).count() as u32
-}
-
-/// A master that was stopped by TCOOFF takes no sentinel; one that has no room goes on having none.
-fn start_master(hold: &mut Hold, work: &Work) -> Io<()> {
-    if !io::ready(work.master, POLLOUT) {
-        io::xonc(work.master, 1)?;
-        if io::ready(work.master, POLLOUT) {
-            hold.master_stopped = 1;
-            hold.phase = DRAINING;
-        }
-    }
-    Ok(())
-}
-
-/// Whether the slave's output was stopped, and what the stop has held back. The output is empty now, so if the slave cannot be written
-/// to it is stopped.
-fn read_flow(hold: &mut Hold, work: &Work) -> Io<()> {
-    if !io::ready(work.slave, POLLOUT) {
-        io::xonc(work.slave, 1)?;
-        hold.flow = if io::ready(work.slave, POLLOUT) {
-            FLOW_IOCTL
-        } else if work.master < 0 {
-            FLOW_UNKNOWN
-        } else {
-            FLOW_CHAR
-        };
-        if hold.flow == FLOW_IOCTL && work.master < 0 {
-            return io::xonc(work.slave, 0);
-        }
-        hold.phase = DRAINING;
-    }
-    if work.master < 0 {
-        return Ok(());
-    }
-    if hold.flow == FLOW_CHAR {
-        // Without IXON the kernel starts what a STOP character has stopped; a START character might have to wait behind a full buffer.
-        io::set_settings(work.slave, &Settings { iflag: hold.settings.iflag & !IXON, ..hold.settings })?;
-        if !io::ready(work.slave, POLLOUT) {
-            return Err(io::EIO);
-        }
-    }
-    read_echoes(hold, work)
-}
-
-/// Echoes that found no room or were stopped: writing nothing makes the kernel send them.
-fn read_echoes(hold: &mut Hold, work: &Work) -> Io<()> {
-    io::write(work.slave, &[])?;
-    while io::ready(work.master, POLLIN) {
-        let room = hold.echo.get_mut(hold.echo_len as usize..).unwrap_or_default();
-        if room.is_empty() {
-            return Err(io::ENOBUFS);
-        }
-        let count = io::read(work.master, room)?;
-        hold.echo_len += count as u32;
-    }
-    Ok(())
 }
