@@ -22,6 +22,8 @@ pub struct Bench<'a> {
     /// The archive of the guests' system.
     pub base: &'a Path,
     pub dir: &'a Path,
+    /// Added to the kernel's command line.
+    pub options: &'a str,
 }
 
 /// One boot that is to be made.
@@ -29,8 +31,6 @@ pub struct Bench<'a> {
 pub struct Plan {
     /// The folder for its logs, below the bench's.
     pub name: String,
-    /// Added to the kernel's command line.
-    pub options: String,
     pub entries: Vec<Entry>,
     /// As [`Job::settings`].
     pub settings: Vec<(String, String)>,
@@ -54,7 +54,7 @@ impl Bench<'_> {
         entries.extend(kernel.criu.iter().flat_map(|folder| criu::entries(folder)));
         let job = Job { modules, settings: plan.settings, keep: plan.keep, tasks: plan.tasks };
         entries.push(Entry::file(job::JOB, serde_json::to_vec(&job).unwrap()));
-        let boot = Boot { kernel: &kernel.image, options: &plan.options, base: self.base, entries, limit, dir: &dir };
+        let boot = Boot { kernel: &kernel.image, options: self.options, base: self.base, entries, limit, dir: &dir };
         let (left, error) = machine::boot(self.engine, &boot);
         let verdicts: Vec<Verdict> = left
             .iter()

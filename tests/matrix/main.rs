@@ -54,6 +54,9 @@ struct Options {
     /// Instead of suites, run this shell command in each guest
     #[arg(long, value_name = "COMMAND")]
     run: Option<String>,
+    /// Added to the kernels' command lines, as in vdso=0
+    #[arg(long, value_name = "OPTIONS", default_value = "", hide_default_value = true)]
+    boot: String,
     /// Write the results here as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -217,7 +220,7 @@ fn run(options: &Options) -> Result<Report, String> {
     println!("system: {} MiB, {:.1} s", fs::metadata(&base).unwrap().len() >> 20, begin.elapsed().as_secs_f64());
     let engine = probe(&kernels[0], &base, &dir);
     println!("machines: {engine:?}");
-    let bench = Bench { engine, base: &base, dir: &dir };
+    let bench = Bench { engine, base: &base, dir: &dir, options: &options.boot };
     if let Some(command) = &options.run {
         let argv = ["bash", "-c", command].map(str::to_owned).to_vec();
         let task = Task { name: "run".into(), argv, seconds: 600, ..Task::default() };
