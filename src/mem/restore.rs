@@ -182,9 +182,13 @@ pub fn finish(batch: &mut Batch, vma: &pb::VmaEntry, own: Option<&pb::PtyagentVm
         batch.must(libc::SYS_madvise, [vma.start.into(), len.into(), advice.into()]);
     }
     if vma.flags & libc::MAP_LOCKED as u32 != 0 {
-        // This fails only for want of a right or of room under RLIMIT_MEMLOCK.
-        let on_fault = u64::from(libc::MLOCK_ONFAULT);
-        batch.must(libc::SYS_mlock2, [vma.start.into(), len.into(), on_fault.into()]);
+        // This fails for want of a right or of room under RLIMIT_MEMLOCK; before Linux 5.18 also for want of access, but not before it has locked.
+        let args = [vma.start.into(), len.into(), u64::from(libc::MLOCK_ONFAULT).into()];
+        if vma.prot & libc::PROT_READ as u32 != 0 {
+            batch.must(libc::SYS_mlock2, args);
+        } else {
+            batch.may(libc::SYS_mlock2, args);
+        }
     }
     if own.is_some_and(|own| own.sealed == Some(true)) {
         batch.must(SYS_MSEAL, [vma.start.into(), len.into(), 0u64.into()]);

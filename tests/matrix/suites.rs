@@ -46,7 +46,7 @@ const CRIU: &str = "export CRIU=/criu/criu; $CRIU check";
 /// In the order of the table.
 pub const SUITES: [Suite; 17] = [
     Suite { name: "check", seconds: 60, fast: true, ..SUITE },
-    Suite { name: "terminals", binary: "terminals", seconds: 1200, ..SUITE },
+    Suite { name: "terminals", binary: "terminals", arguments: &["--nocapture"], seconds: 1200, ..SUITE },
     Suite { name: "queues", binary: "queue", ..SUITE },
     Suite { name: "round trips", binary: "roundtrip", fast: true, ..SUITE },
     Suite { name: "objects", binary: "objects", ..SUITE },
