@@ -160,6 +160,7 @@ pub(crate) const EDITS: u32 = 0o1 | 0o2 | 0o20 | 0o40 | 0o100 | 0o200 | 0o400 | 
 pub(crate) const OPOST: u32 = 0o1;
 pub(crate) const ONLCR: u32 = 0o4;
 pub(crate) const XTABS: u32 = 0o14000;
+pub(crate) const OCRNL: u32 = 0o10;
 pub(crate) const ICANON: u32 = 0o2;
 pub(crate) const ECHO: u32 = 0o10;
 pub(crate) const ECHOE: u32 = 0o20;

@@ -214,8 +214,11 @@ fn put_echoes(hold: &mut Hold, work: &mut Work) -> Io<()> {
         let doubled = newlines && *byte == b'\r' && echo.get(at + 1) == Some(&b'\n');
         let special =
             settings.iflag & IXON != 0 && *byte != 0 && (*byte == settings.cc[VSTOP] || *byte == settings.cc[VSTART]);
+        // A newline by itself was a carriage return.
+        let returned = newlines && hold.settings.oflag & OCRNL != 0 && *byte == b'\n';
+        let alone = returned && echo.get(at.wrapping_sub(1)) != Some(&b'\r');
         if !doubled && !special && count < 4000 {
-            type_bytes(work, &[*byte])?;
+            type_bytes(work, &[if alone { b'\r' } else { *byte }])?;
             count += 1;
         }
     }

@@ -18,7 +18,6 @@ use std::time::{Duration, Instant};
 
 use case::Case;
 use support::{Stage, differences, dump, dump_running, inspection, restore, serial, with_timeout};
-use traffic::{settle, with_canary};
 
 /// Of one tree.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -28,13 +27,10 @@ const TREE: u64 = 10;
 /// Makes a tree of cases.
 fn tree(seeds: std::ops::Range<u64>) -> (Stage, Vec<Case>) {
     let mut stage = Stage::new();
-    let cases = with_canary(&mut stage, |stage| {
-        let cases: Vec<Case> = seeds.map(|seed| Case::make(seed, stage)).collect();
-        settle(stage);
-        cases.iter().flat_map(|case| &case.late).for_each(|late| late.run(stage));
-        settle(stage);
-        cases
-    });
+    let cases: Vec<Case> = seeds.map(|seed| Case::make(seed, &mut stage)).collect();
+    stage.settle();
+    cases.iter().flat_map(|case| &case.late).for_each(|late| late.run(&mut stage));
+    stage.settle();
     (stage, cases)
 }
 

@@ -69,10 +69,10 @@ pub fn traffic(random: &mut Random, stage: &mut Stage, at: &Terminal, fill: Fill
         stage.ioctl_in(holder, master, tty::TIOCPKT, &1i32.to_ne_bytes());
     }
     // A flush would race with output on its way.
-    settle(stage);
+    stage.settle();
     if packet && random.one_in(2) {
         leave_bits(random, stage, at);
-        settle(stage);
+        stage.settle();
     }
     match fill {
         Fill::Input => {
@@ -80,7 +80,7 @@ pub fn traffic(random: &mut Random, stage: &mut Stage, at: &Terminal, fill: Fill
             for (n, piece) in text.chunks(455).enumerate() {
                 stage.type_in(holder, master, piece);
                 if n % 4 == 3 && n < 16 {
-                    settle(stage);
+                    stage.settle();
                 }
             }
         }
@@ -139,23 +139,4 @@ fn fill_output(random: &mut Random, stage: &mut Stage, at: &Terminal) {
     let unread = [at.master.into(), tty::FIONREAD.into(), room(4)];
     while stage.must(&at.holder, libc::SYS_ioctl, &unread).number() < 4095 {}
     stage.type_in(&at.user, at.slave, &text[4095..]);
-}
-
-/// Waits until what was typed and written has been processed: the kernel's worker comes to a terminal that was written to later.
-pub fn settle(stage: &mut Stage) {
-    const CANARY: (i32, i32) = (10, 11);
-    for _ in 0..3 {
-        stage.write("root", CANARY.0, b"\n");
-        while stage.events("root", CANARY.1, libc::POLLIN) == 0 {}
-        stage.must("root", libc::SYS_read, &[CANARY.1.into(), room(9), 9.into()]);
-    }
-}
-
-/// The terminal of [`settle`], which is there as long as a tree is made.
-pub fn with_canary<T>(stage: &mut Stage, make: impl FnOnce(&mut Stage) -> T) -> T {
-    stage.pair("root", 10, 11);
-    let made = make(stage);
-    stage.close("root", 10);
-    stage.close("root", 11);
-    made
 }

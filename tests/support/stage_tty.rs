@@ -124,6 +124,19 @@ impl Stage {
         found
     }
 
+    /// Waits until what was typed and written has been processed: the kernel's worker comes to a terminal that was written to later.
+    pub fn settle(&mut self) {
+        const CANARY: (i32, i32) = (198, 199);
+        self.pair("root", CANARY.0, CANARY.1);
+        for _ in 0..3 {
+            self.write("root", CANARY.0, b"\n");
+            while self.events("root", CANARY.1, libc::POLLIN) == 0 {}
+            self.must("root", libc::SYS_read, &[CANARY.1.into(), room(9), 9.into()]);
+        }
+        self.close("root", CANARY.0);
+        self.close("root", CANARY.1);
+    }
+
     /// Everything that the actors see without taking anything, one fact to a line.
     pub fn observe(&mut self) -> Vec<String> {
         let mut facts = Vec::new();
@@ -236,6 +249,7 @@ impl Stage {
             if alone {
                 // Where no slave is open nothing but time makes the kernel process what is on its way.
                 self.sys(&names[0], libc::SYS_poll, &[0.into(), 0.into(), 30.into()]);
+                self.settle();
             }
             for ((name, fd, master), reads) in self.drain_all(&names) {
                 // Where one read of a master, or without lines, ends and the next begins is up to the kernel's worker.
