@@ -32,8 +32,9 @@ pub struct Case {
     stopped_jobs: Vec<String>,
     pub sets: Vec<(String, i32)>,
     pub messages: Vec<(String, i32)>,
-    /// Terminals whose output is full: how much room is left behind it depends on the sizes of the writes.
-    pub full: Vec<u32>,
+    /// Words of the facts about a terminal that may change. Behind full output how much room is left depends on the sizes of the writes; what of
+    /// a full line buffer is in complete lines is not known where EOF marks hide behind quoted terminators.
+    pub free: Vec<(u32, &'static str)>,
 }
 
 impl Case {
@@ -49,7 +50,7 @@ impl Case {
             stopped_jobs: Vec::new(),
             sets: Vec::new(),
             messages: Vec::new(),
-            full: Vec::new(),
+            free: Vec::new(),
         };
         case.fork(stage, "root", &root);
         for n in 0..1 + random.below(3) as i32 {
@@ -97,8 +98,10 @@ impl Case {
         settings::opens(random, stage, &at.user, at.index, at.slave + 1, End::Alive);
         settings::settings(random, stage, &at.user, at.slave, fill.echo());
         settings::node(random, stage, &at.user, at.slave);
-        if fill == Fill::Output {
-            self.full.push(at.index);
+        match fill {
+            Fill::Output => self.free.push((at.index, "poll=")),
+            Fill::Input => self.free.push((at.index, "unread=")),
+            Fill::Little => {}
         }
         traffic::traffic(random, stage, at, fill);
         traffic::late(random, self, at);

@@ -36,11 +36,12 @@ fn tree(seeds: std::ops::Range<u64>) -> (Stage, Vec<Case>) {
 
 /// What every actor sees without taking anything.
 fn seen(stage: &mut Stage, cases: &[Case]) -> Vec<String> {
-    let full: Vec<u32> = cases.iter().flat_map(|case| case.full.clone()).collect();
-    let is_full = |fact: &str| full.iter().any(|index| fact.contains(&format!("/dev/pts/{index} ")));
-    let without = |fact: String| match is_full(&fact) {
-        true => fact.split(' ').filter(|word| !word.starts_with("poll=")).collect::<Vec<_>>().join(" "),
-        false => fact,
+    let free: Vec<&(u32, &str)> = cases.iter().flat_map(|case| &case.free).collect();
+    let without = |fact: String| {
+        let of_fact = free.iter().filter(|(index, _)| fact.contains(&format!("/dev/pts/{index} ")));
+        let names: Vec<&str> = of_fact.map(|(_, name)| *name).collect();
+        let is_kept = |word: &&str| !names.iter().any(|name| word.starts_with(name));
+        fact.split(' ').filter(is_kept).collect::<Vec<_>>().join(" ")
     };
     let mut facts: Vec<String> = stage.observe().into_iter().map(without).collect();
     facts.extend(cases.iter().flat_map(|case| &case.waits).map(|wait| wait.is_over(stage)));

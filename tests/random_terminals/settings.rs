@@ -26,7 +26,8 @@ pub enum End {
 /// Draws all settings.
 pub fn settings(random: &mut Random, stage: &mut Stage, name: &str, fd: i32, echo: Echo) {
     let input = random.bits(0o77777);
-    let output = random.bits(libc::OPOST | libc::OLCUC | libc::ONLCR | libc::OCRNL | libc::ONOCR | libc::ONLRET);
+    // Without ONOCR: echoes that are held back come back at column 0, where it drops a carriage return.
+    let output = random.bits(libc::OPOST | libc::OLCUC | libc::ONLCR | libc::OCRNL | libc::ONLRET);
     let more = libc::IEXTEN | libc::NOFLSH | libc::TOSTOP | libc::PENDIN | libc::FLUSHO;
     let echoes = if echo == Echo::Drawn { ECHOES } else { 0 };
     let lines = if random.one_in(3) { 0 } else { libc::ICANON };

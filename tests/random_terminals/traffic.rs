@@ -57,7 +57,9 @@ pub fn traffic(random: &mut Random, stage: &mut Stage, at: &Terminal, fill: Fill
     if packet && early {
         stage.ioctl_in(holder, master, tty::TIOCPKT, &1i32.to_ne_bytes());
     }
-    if random.one_in(10) {
+    // Together with a flush that is pending, ISTRIP and IUCLC it gets one more bit.
+    let extproc = random.one_in(10);
+    if extproc {
         stage.set_termios(user, slave, |flags, _| flags[3] |= libc::EXTPROC);
     }
     match fill {
@@ -70,7 +72,7 @@ pub fn traffic(random: &mut Random, stage: &mut Stage, at: &Terminal, fill: Fill
     }
     // A flush would race with output on its way.
     stage.settle();
-    if packet && random.one_in(2) {
+    if packet && !extproc && random.one_in(2) {
         leave_bits(random, stage, at);
         stage.settle();
     }

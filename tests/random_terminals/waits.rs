@@ -60,7 +60,7 @@ pub fn wait(random: &mut Random, stage: &mut Stage, case: &mut Case, at: &Termin
             stage.block(&actor, libc::SYS_write, &[SLAVE.into(), text.as_slice().into(), (LONG as u64).into()]);
             // It has found no room.
             while stage.events(&at.user, at.slave, libc::POLLOUT) != 0 {}
-            case.full.push(at.index);
+            case.free.push((at.index, "poll="));
         }
     }
     case.waits.push(Wait { actor, kind, at: at.clone() });
