@@ -65,10 +65,13 @@ pub const SUITES: [Suite; 17] = [
     Suite { name: "no attaching", binary: "lacks", arguments: &["no_attaching", "--ignored"], ..SUITE },
 ];
 
-/// Builds test binaries, and yields where they are, by name.
+/// Builds test binaries in the way that this one was built, and yields where they are, by name.
 pub fn build(names: &[&str]) -> BTreeMap<String, PathBuf> {
     let mut cargo = Command::new(env!("CARGO"));
     cargo.args(["test", "--no-run", "--quiet", "--message-format=json"]).current_dir(env!("CARGO_MANIFEST_DIR"));
+    if !cfg!(debug_assertions) {
+        cargo.arg("--release");
+    }
     for name in names {
         cargo.args(["--test", name]);
     }
