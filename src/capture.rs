@@ -33,6 +33,7 @@ use crate::task::survey::{Survey, SurveyMode, recheck, refuse_outsiders, refuse_
 use crate::task::thread::ThreadFacts;
 use crate::task::{directories, semaphores, sharing};
 use crate::trace::{StopReason, Stopped};
+use crate::tty::reader;
 use crate::tty::record::{self as tty_records, Terminals};
 
 /// A process that is stopped, known, and has the parasite in it.
@@ -176,6 +177,10 @@ pub fn capture(frozen: Frozen, survey: &Survey, waits: &Waits, mode: SurveyMode,
     }
     semaphores::record(&mut images, &processes.iter().map(|process| process.pid).collect::<Vec<Pid>>())?;
     sort_parents_first(&mut images, survey.root);
+    if mode == SurveyMode::Dump {
+        // A shell whose job has just ended is in the background for a moment, which another look settles.
+        reader::jobs(&images)?;
+    }
     Ok(Tree { processes, images, memfds: ids.memfds.sources })
 }
 

@@ -91,7 +91,7 @@ pub struct Settings {
 /// Everything that is held of one terminal. All zeroes is a valid empty value.
 #[repr(C)]
 pub struct Hold {
-    /// In: a descriptor of the slave, or -1 where only the master is at hand, through which a slave is opened then.
+    /// In: a descriptor of the slave, or -1: then it is opened, through the master, or without one as /dev/tty.
     pub slave: i32,
     /// In: a descriptor of the master, or -1 where it is external.
     pub master: i32,

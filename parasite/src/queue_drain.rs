@@ -30,13 +30,10 @@ impl Work {
     }
 }
 
-/// 0 where what `drain` reads can be put back, else a negated errno: EPERM or EIO where the master is external and the kernel does not
-/// let us use TIOCSTI (see dev.tty.legacy_tiocsti), EBADF without a descriptor. Changes nothing.
-pub fn can_put_back(hold: &Hold) -> i64 {
-    if hold.slave < 0 && hold.master < 0 {
-        return io::EBADF;
-    }
-    match (hold.master >= 0, hold.no_sti == 0 && io::may_simulate(hold.slave)) {
+/// 0 where what `drain` reads can be put back by this descriptor of the slave or by the master, else a negated errno: EPERM where the master is external
+/// and the kernel does not let us use TIOCSTI (see dev.tty.legacy_tiocsti). Changes nothing.
+pub fn can_put_back(hold: &Hold, slave: i32) -> i64 {
+    match (hold.master >= 0, hold.no_sti == 0 && io::may_simulate(slave)) {
         (true, _) | (false, true) => 0,
         (false, false) => io::EPERM,
     }
@@ -46,19 +43,21 @@ pub fn can_put_back(hold: &Hold) -> i64 {
 /// settings are in place, packet mode is off and the output is not stopped; `put_back` makes it as it was.
 ///
 /// After an error with [`Hold::phase`] still [`EMPTY`] nothing has changed; with [`DRAINING`] call `put_back`. Errors: those of
-/// `can_put_back`; ENOBUFS where an external master has filled the line buffer; EIO where the terminal was hung up or the caller is in
+/// `can_put_back`; EBADF where the terminal cannot be opened; ENOBUFS where an external master has filled the line buffer; EIO where the terminal was hung up or the caller is in
 /// the background.
 pub fn drain(hold: &mut Hold) -> i64 {
-    let possible = can_put_back(hold);
-    if possible != 0 || hold.phase != EMPTY {
-        return if possible != 0 { possible } else { io::EINVAL };
+    if hold.phase != EMPTY {
+        return io::EINVAL;
     }
     let own = io::open_own(hold.slave, hold.master);
     if own.is_none() && hold.slave < 0 {
         return io::EBADF;
     }
     let mut work = Work { slave: own.unwrap_or(hold.slave), master: hold.master, own, echoed: 0, tail: [0; 2] };
-    let result = run(hold, &mut work);
+    let result = match can_put_back(hold, work.slave) {
+        0 => run(hold, &mut work),
+        error => Err(error),
+    };
     if let Some(fd) = work.own {
         io::close(fd);
     }

@@ -245,6 +245,9 @@ fn try_open(slave: i32, master: i32) -> Io<i32> {
     if master >= 0 {
         return ioctl(master, TIOCGPTPEER, OPEN_FLAGS).map(|fd| fd as i32);
     }
+    if slave < 0 {
+        return call(OPEN, [c"/dev/tty".as_ptr() as u64, OPEN_FLAGS, 0, 0, 0, 0]).map(|fd| fd as i32);
+    }
     let mut path = *b"/proc/self/fd/\0\0\0\0\0\0\0\0\0\0\0\0";
     let digits = core::iter::successors(Some(slave), |n| Some(n / 10).filter(|n| *n > 0)).count();
     let mut rest = slave;

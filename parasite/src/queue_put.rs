@@ -18,9 +18,6 @@ const STATUS_IOCTL: u32 = 0x40;
 /// Afterwards the settings, flow and packet mode are the original ones. EAGAIN: the kernel took less than it had; what lies beyond
 /// [`Hold::output_put`] and [`Hold::flip_put`] is the caller's to feed.
 pub fn put_back(hold: &mut Hold) -> i64 {
-    if hold.slave < 0 && hold.master < 0 {
-        return io::EBADF;
-    }
     if hold.phase == RETURNED || hold.phase == EMPTY {
         return 0;
     }
@@ -37,7 +34,7 @@ pub fn put_back(hold: &mut Hold) -> i64 {
     if own.is_none() && hold.slave < 0 {
         return io::EBADF;
     }
-    let simulate = hold.no_sti == 0 && io::may_simulate(hold.slave);
+    let simulate = hold.no_sti == 0 && io::may_simulate(own.unwrap_or(hold.slave));
     let way = if simulate { Way::Simulate } else { Way::Master };
     let mut work = Work {
         slave: own.unwrap_or(hold.slave),

@@ -1,80 +1,30 @@
 //! The queues of a session's terminals: who drains each, how they are recorded, how they are put back.
 //!
-//! A terminal is drained by the parasite of a process that can read it: the holder of the master, or a member of the foreground group, as the kernel
-//! gives nothing to the background. The bytes go into memory of that process, where its parasite keeps them: should the controller die, the
-//! parasite puts them back. Drained last, put back first.
+//! A terminal is drained by the parasite of a process that can read it, see `reader`. The bytes go into memory of that process, where its parasite
+//! keeps them: should the controller die, the parasite puts them back. Drained last, put back first.
 //!
 //! Refused: input of a terminal with an outside master that could not be put back (TIOCSTI is not allowed), unless it is certain that there
-//! is none.
+//! is none; a terminal that nobody can read.
 
 use crate::capture::Captured;
 use crate::error::{Context, Errno, Error, Refusal, Result, Subject};
 use crate::ids::{Pid, PtyIndex};
 use crate::image::{Images, pb};
-use crate::inject::batch::{Ask, Batch};
+use crate::inject::batch::{Arg, Ask, Batch};
 use crate::parasite_side::queue as side;
 use crate::wire;
 
 use super::device;
 use super::queue::{Cursor, End, Flow, Line, Queues};
+use super::reader::{Job, comm, jobs, open_ctty, unread};
 use super::record::{info_id, path_of};
 use super::state::Peer;
-
-/// A terminal that is to be drained, and by whom.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Job {
-    pub index: PtyIndex,
-    pub pid: Pid,
-    /// Descriptor numbers in the process; -1 where it has none.
-    pub slave: i32,
-    pub master: i32,
-}
 
 /// Drains of one process lie one behind the other.
 #[derive(Debug)]
 pub struct Drained {
     job: Job,
     offset: u64,
-}
-
-/// Chooses who drains each terminal; a terminal that nobody can read, and one that is hung up, is left out.
-pub fn jobs(images: &Images) -> Vec<Job> {
-    // Opening the slave of a master for the first time could not be undone.
-    let own = images
-        .own
-        .iter()
-        .flat_map(|own| &own.ttys)
-        .filter(|tty| tty.hung_up != Some(true) && tty.slave_never_opened != Some(true));
-    let mut indexes: Vec<u32> = own.filter_map(|tty| tty.tty_info_id).map(|id| id / 2).collect();
-    indexes.dedup();
-    indexes.into_iter().filter_map(|index| job(images, PtyIndex(index))).collect()
-}
-
-fn job(images: &Images, index: PtyIndex) -> Option<Job> {
-    let by = |peer: Peer| {
-        let id = info_id(index, peer);
-        let files = images.files.iter().filter(move |file| file.tty.as_ref().is_some_and(|tty| tty.tty_info_id == id));
-        files.map(|file| file.id).collect::<Vec<u32>>()
-    };
-    let (masters, slaves) = (by(Peer::Master), by(Peer::Slave));
-    let number = |pid: u32, files: &[u32]| {
-        let files_id = images.ids.get(&pid).map_or(pid, |ids| ids.files_id);
-        let table = images.fdinfo.get(&files_id)?;
-        table.iter().find(|entry| files.contains(&entry.id)).map(|entry| entry.fd as i32)
-    };
-    let mut pids = images.pstree.iter().map(|entry| entry.pid);
-    if let Some((pid, master)) = pids.find_map(|pid| Some((pid, number(pid, &masters)?))) {
-        let slave = number(pid, &slaves).unwrap_or(-1);
-        return Some(Job { index, pid: Pid(pid as i32), slave, master });
-    }
-    let slave_id = info_id(index, Peer::Slave);
-    let foreground = images.own_tty(slave_id)?.foreground_pgrp;
-    let readers = images.pstree.iter().filter(|entry| {
-        let is_ctty = images.own_task(entry.pid).is_some_and(|own| own.ctty_tty_id == Some(slave_id));
-        !is_ctty || Some(entry.pgid) == foreground
-    });
-    let mut readers = readers.filter_map(|entry| Some((entry.pid, number(entry.pid, &slaves)?)));
-    readers.next().map(|(pid, slave)| Job { index, pid: Pid(pid as i32), slave, master: -1 })
 }
 
 /// What cannot be carried of a terminal, and what to do about it. A line discipline that is not the usual one has state and queues of its own.
@@ -158,6 +108,7 @@ fn set_flags<'a>(batch: &mut Batch, ofds: impl Iterator<Item = &'a Asynchronous>
 
 /// Drains all terminals and records what was in them.
 pub fn drain(processes: &mut [Captured], images: &mut Images) -> Result<Vec<Drained>> {
+    let all = jobs(images)?;
     let mut drained = Vec::new();
     let noisy = asynchronous(images);
     for process in processes.iter_mut() {
@@ -170,7 +121,6 @@ pub fn drain(processes: &mut [Captured], images: &mut Images) -> Result<Vec<Drai
             process.tracee.ask(batch)?.all_done("switching signals off", Subject::Pid(process.pid))?;
         }
     }
-    let all = jobs(images);
     for process in processes.iter_mut() {
         let jobs: Vec<Job> = all.iter().filter(|job| job.pid == process.pid).cloned().collect();
         if jobs.len() as u64 > wire::HOLDS {
@@ -213,6 +163,7 @@ fn drain_in(
         match answers.result(call) {
             Ok(_) => record(process, drained, images)?,
             Err(Errno::EPERM) => refuse_unless_empty(process, &drained.job, images)?,
+            Err(Errno::EBADF) if drained.job.is_unopened() => return Err(unread(images, drained.job.index)),
             Err(errno) => {
                 let subject = Subject::Path(path_of(drained.job.index.0).into());
                 return Err(Error::sys("reading the queues", subject, errno));
@@ -229,7 +180,12 @@ fn refuse_unless_empty(process: &mut Captured, job: &Job, images: &Images) -> Re
     let raw = termios.and_then(|termios| termios.c_lflag).is_some_and(|lflag| lflag & ICANON == 0);
     let mut batch = Batch::new();
     let count = batch.output(4);
-    let asked = batch.call(libc::SYS_ioctl, [job.slave.into(), crate::sys::tty::FIONREAD.into(), count.into()]);
+    let opened = job.is_unopened().then(|| open_ctty(&mut batch));
+    let slave = opened.map_or(Arg::from(job.slave), Arg::from);
+    let asked = batch.call(libc::SYS_ioctl, [slave, crate::sys::tty::FIONREAD.into(), count.into()]);
+    if let Some(opened) = opened {
+        batch.call(libc::SYS_close, [opened.into()]);
+    }
     let answers = process.tracee.ask(batch)?;
     answers.result(asked).during("asking for unread input", Subject::Fd(job.pid, job.slave))?;
     if raw && answers.u32(count, 0) == 0 {
@@ -238,15 +194,10 @@ fn refuse_unless_empty(process: &mut Captured, job: &Job, images: &Images) -> Re
     Err(Error::Refused(Refusal {
         pid: job.pid,
         comm: comm(images, job.pid.0 as u32),
-        fd: Some(job.slave),
+        fd: Some(job.slave).filter(|fd| *fd >= 0),
         kind: format!("unread input of {} that could not be put back without TIOCSTI", path_of(job.index.0)),
         remedy: "dump as root, or set dev.tty.legacy_tiocsti to 1".into(),
     }))
-}
-
-fn comm(images: &Images, pid: u32) -> String {
-    let task = images.cores.get(&pid).and_then(|core| core.tc.as_ref());
-    String::from_utf8_lossy(&task.map(|task| task.comm.clone()).unwrap_or_default()).into_owned()
 }
 
 fn record(process: &Captured, drained: &Drained, images: &mut Images) -> Result<()> {

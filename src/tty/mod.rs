@@ -4,6 +4,7 @@ pub mod device;
 pub mod drain;
 pub mod index;
 pub mod queue;
+pub mod reader;
 pub mod record;
 pub mod restore;
 pub mod state;

@@ -144,9 +144,7 @@ impl Terminals {
                     asked.push(Asked::new(batch, *index, Peer::Slave, fd.0.into()));
                 }
                 Some((asker, None)) if asker == pid => {
-                    let path = batch.input(b"/dev/tty\0");
-                    let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_NONBLOCK | libc::O_CLOEXEC;
-                    let opened = batch.call(libc::SYS_openat, [libc::AT_FDCWD.into(), path.into(), flags.into()]);
+                    let opened = super::reader::open_ctty(batch);
                     let one = Asked::new(batch, *index, Peer::Slave, Arg::from(opened));
                     batch.call(libc::SYS_close, [opened.into()]);
                     asked.push(Asked { opened: Some(opened), ..one });

@@ -23,6 +23,13 @@ pub fn cases() -> Vec<Case> {
         Case::special("pairs", "a devpts instance of its own (--pts-index private)", private),
         Case::special("queues", "a master outside, the session left running", left_running),
         Case::special("queues", "a master outside, the session restored without it", without_master),
+        Case::special("queues", "a master outside, the terminal open in the background only", |checked| {
+            typed_ahead(checked, &[])
+        }),
+        Case::special("queues", "a master outside, the terminal open nowhere", |checked| {
+            typed_ahead(checked, &["root"])
+        }),
+        Case::special("queues", "a master outside, nobody in the foreground: refused by name", nobody_in_front),
         Case::elsewhere("consoles", "a virtual console: settings, KD and keyboard modes, meta, LEDs, input", elsewhere),
         Case::elsewhere("consoles", "a serial line: settings, speed, modem lines, input", elsewhere),
         Case::elsewhere("consoles", "a shell with a job on /dev/tty41, on /dev/ttyS1", elsewhere),
@@ -159,4 +166,64 @@ fn without_master(checked: &mut Checked) -> String {
     restore(&images);
     checked.expect("reads", &stage.drain("root", S).join(","), &"6:typed\\n".into());
     "kept: the output is left to the holder, the input is there behind the terminal that takes its place".into()
+}
+
+/// The same with a job in the foreground that has closed the terminal.
+fn front_without_descriptor() -> (Stage, File) {
+    let (mut stage, master) = held_outside();
+    let job = stage.fork("root", "job");
+    stage.must("job", libc::SYS_setpgid, &[job.into(), job.into()]);
+    stage.ioctl_in("root", S, tty::TIOCSPGRP, &job.to_ne_bytes());
+    stage.close("job", S);
+    (stage, master)
+}
+
+/// Nothing is lost where those that have the terminal open may not read it: dumped with these closed as well.
+fn typed_ahead(checked: &mut Checked, closed: &[&str]) -> String {
+    for leave_running in [true, false] {
+        let (mut stage, master) = front_without_descriptor();
+        closed.iter().for_each(|name| stage.close(name, S));
+        // A restored root has another parent: the one that holds the new master.
+        let seen = |stage: &mut Stage| {
+            let facts = stage.observe();
+            facts.into_iter().filter(|fact| !fact.starts_with("root Stat")).collect::<Vec<String>>()
+        };
+        let (before, images) = (seen(&mut stage), stage.dir.join("images"));
+        if leave_running {
+            dump_running(stage.pid("root"), &images);
+        } else {
+            dump(stage.pid("root"), &images);
+        }
+        let _outside = Some(master).filter(|_| leave_running);
+        if !leave_running {
+            restore(&images);
+        }
+        let what = if leave_running { "seen after the dump" } else { "seen after the restore" };
+        checked.compare(what, &before, &seen(&mut stage));
+        stage.open("job", S, "/dev/tty", RDWR);
+        checked.expect("reads", &stage.drain("job", S).join(","), &"6:typed\\n".into());
+        stage.set_termios("job", S, |flags, _| flags[3] &= !libc::ICANON);
+        checked.expect("the rest", &stage.drain("job", S).join(","), &"4:part".into());
+    }
+    "kept: one in the foreground opens /dev/tty for as long as it takes to read".into()
+}
+
+fn nobody_in_front(checked: &mut Checked) -> String {
+    let (mut stage, _master) = front_without_descriptor();
+    let job = stage.pid("job");
+    stage.post("job", "exit 0");
+    stage.must("root", libc::SYS_wait4, &[job.into(), 0.into(), 0.into(), 0.into()]);
+    stage.forget("job");
+    let (root, before, images) = (stage.pid("root"), stage.observe(), stage.dir.join("images"));
+    let output = ptyagent(&["dump", "--inject", &root.to_string(), "-D", images.to_str().unwrap(), "--leave-running"]);
+    checked.expect("status", &output.status.code(), &Some(3));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    checked.expect("named", &said.contains("that no process in its foreground can read"), &true);
+    checked.compare("seen after the refusal", &before, &stage.observe());
+    let stops = 1u64 << (libc::SIGTTOU - 1);
+    let blocked = [libc::SIG_BLOCK.into(), stops.to_ne_bytes().as_slice().into(), 0.into(), 8.into()];
+    stage.must("root", libc::SYS_rt_sigprocmask, &blocked);
+    stage.ioctl_in("root", S, tty::TIOCSPGRP, &root.to_ne_bytes());
+    checked.expect("reads", &stage.drain("root", S).join(","), &"6:typed\\n".into());
+    "refused by name, and the session runs on".into()
 }

@@ -56,6 +56,12 @@ pub fn cases() -> Vec<Case> {
                 stop(s, name, signal);
             }
         }),
+        kept("a master that a stopped job on its slave and a member in front have", |s| {
+            master_in_jobs(s, &["front", "behind"]);
+        }),
+        Case::refused(GROUP, "a master that only a stopped job on its own slave has", ONLY_BEHIND, |s| {
+            master_in_jobs(s, &["behind"]);
+        }),
         kept("several sessions on several terminals", |s| {
             for n in 0..4 {
                 session(s, "root", &format!("leader{n}"), M + n, S + n);
@@ -108,6 +114,31 @@ pub fn cases() -> Vec<Case> {
             s.open("member", 30, "/dev/tty", RDWR);
         }),
     ]
+}
+
+const ONLY_BEHIND: &str = "whose master is open only in the background of its slave";
+
+/// A session with a stopped job and another one in the foreground, of which these have the master.
+fn master_in_jobs(s: &mut Stage, holders: &[&str]) {
+    s.pair("root", M, S);
+    s.fork("root", "leader");
+    s.must("leader", libc::SYS_setsid, &[]);
+    s.ioctl("leader", S, tty::TIOCSCTTY, 0);
+    for name in ["behind", "front"] {
+        job(s, "leader", name);
+    }
+    foreground(s, "leader", S, s.pid("front"));
+    s.type_in("root", M, b"typed\rpart");
+    s.write("front", S, b"shown\n");
+    s.events("front", S, libc::POLLIN | libc::POLLOUT);
+    for name in ["root", "leader", "behind", "front"] {
+        if !holders.contains(&name) {
+            s.close(name, M);
+        }
+    }
+    s.close("root", S);
+    s.tell("behind", &format!("default {}", libc::SIGTSTP));
+    stop(s, "behind", libc::SIGTSTP);
 }
 
 /// A new session on a new terminal whose master its parent holds.

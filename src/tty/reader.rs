@@ -1,0 +1,129 @@
+//! Who reads a terminal's queues: the kernel gives nothing to a background process of the session that the terminal controls.
+//!
+//! The holder of the master does, or else a process that has the slave open; where those are all in the background, one in the foreground opens the terminal
+//! as /dev/tty for as long as it takes.
+//!
+//! Refused: a terminal that nobody in the tree can read.
+
+use crate::error::{Error, Refusal, Result};
+use crate::ids::{Pid, PtyIndex};
+use crate::image::{Images, pb};
+use crate::inject::batch::{Batch, CallId};
+
+use super::record::{info_id, path_of};
+use super::state::Peer;
+
+/// A terminal that is to be drained, and by whom.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Job {
+    pub index: PtyIndex,
+    pub pid: Pid,
+    /// Descriptor numbers in the process; -1 where it has none.
+    pub slave: i32,
+    pub master: i32,
+}
+
+impl Job {
+    /// Whether the process has no descriptor of the terminal and opens /dev/tty.
+    pub fn is_unopened(&self) -> bool {
+        self.slave < 0 && self.master < 0
+    }
+}
+
+/// Opens /dev/tty as a drain does. It is for the same batch to close it.
+pub fn open_ctty(batch: &mut Batch) -> CallId {
+    let path = batch.input(b"/dev/tty\0");
+    let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_NONBLOCK | libc::O_CLOEXEC;
+    batch.call(libc::SYS_openat, [libc::AT_FDCWD.into(), path.into(), flags.into()])
+}
+
+/// Chooses who drains each terminal; one that is hung up is left out. Errors: a refusal where nobody can read one.
+pub fn jobs(images: &Images) -> Result<Vec<Job>> {
+    // Opening the slave of a master for the first time could not be undone.
+    let own = images
+        .own
+        .iter()
+        .flat_map(|own| &own.ttys)
+        .filter(|tty| tty.hung_up != Some(true) && tty.slave_never_opened != Some(true));
+    let mut indexes: Vec<u32> = own.filter_map(|tty| tty.tty_info_id).map(|id| id / 2).collect();
+    indexes.dedup();
+    indexes.into_iter().filter_map(|index| job(images, PtyIndex(index)).transpose()).collect()
+}
+
+/// A process of the tree, as a reader of one terminal.
+struct Candidate {
+    pid: Pid,
+    master: Option<i32>,
+    slave: Option<i32>,
+    /// The terminal controls it, and its group is not the foreground one.
+    behind: bool,
+    /// The terminal controls it, and its group is the foreground one.
+    in_front: bool,
+}
+
+fn candidates(images: &Images, index: PtyIndex) -> Vec<Candidate> {
+    let slave_id = info_id(index, Peer::Slave);
+    let foreground = images.own_tty(slave_id).and_then(|tty| tty.foreground_pgrp);
+    let number = |pid: u32, id: u32| {
+        let is_peer = |file: &&pb::FileEntry| file.tty.as_ref().is_some_and(|tty| tty.tty_info_id == id);
+        let files: Vec<u32> = images.files.iter().filter(is_peer).map(|file| file.id).collect();
+        let files_id = images.ids.get(&pid).map_or(pid, |ids| ids.files_id);
+        let table = images.fdinfo.get(&files_id)?;
+        table.iter().find(|entry| files.contains(&entry.id)).map(|entry| entry.fd as i32)
+    };
+    let candidate = |entry: &pb::PstreeEntry| {
+        let is_ctty = images.own_task(entry.pid).is_some_and(|own| own.ctty_tty_id == Some(slave_id));
+        let is_foreground = Some(entry.pgid) == foreground;
+        Candidate {
+            pid: Pid(entry.pid as i32),
+            master: number(entry.pid, info_id(index, Peer::Master)),
+            slave: number(entry.pid, slave_id),
+            behind: is_ctty && !is_foreground,
+            in_front: is_ctty && is_foreground,
+        }
+    };
+    images.pstree.iter().map(candidate).collect()
+}
+
+fn job(images: &Images, index: PtyIndex) -> Result<Option<Job>> {
+    let all = candidates(images, index);
+    let job = |pid, slave: Option<i32>, master: Option<i32>| {
+        Ok(Some(Job { index, pid, slave: slave.unwrap_or(-1), master: master.unwrap_or(-1) }))
+    };
+    let mut holders = all.iter().filter(|one| one.master.is_some());
+    if let Some(reader) = holders.clone().find(|one| !one.behind) {
+        return job(reader.pid, reader.slave, reader.master);
+    }
+    if let Some(holder) = holders.next() {
+        let kind = format!("terminal {}, whose master is open only in the background of its slave", path_of(index.0));
+        return Err(refusal(images, holder.pid, holder.master, kind));
+    }
+    let Some(record) = images.own_tty(info_id(index, Peer::Slave)) else { return Ok(None) };
+    // An open raises the outputs of a serial line.
+    let opens = |one: &&Candidate| one.in_front && record.modem_bits.is_none();
+    let front = all.iter().find(|one| one.in_front && one.slave.is_some()).or_else(|| all.iter().find(opens));
+    match front.or_else(|| all.iter().find(|one| !one.behind && one.slave.is_some())) {
+        Some(reader) => job(reader.pid, reader.slave, None),
+        None => Err(unread(images, index)),
+    }
+}
+
+/// The refusal of a terminal that is open in the background at best.
+pub fn unread(images: &Images, index: PtyIndex) -> Error {
+    let all = candidates(images, index);
+    let holder =
+        all.iter().find(|one| one.slave.is_some()).or_else(|| all.iter().find(|one| one.behind || one.in_front));
+    let (pid, fd) = holder.map_or((Pid(0), None), |one| (one.pid, one.slave));
+    refusal(images, pid, fd, format!("terminal {}, that no process in its foreground can read", path_of(index.0)))
+}
+
+fn refusal(images: &Images, pid: Pid, fd: Option<i32>, kind: String) -> Error {
+    let remedy = "bring the process to the foreground of that terminal (fg), then dump again".into();
+    Error::Refused(Refusal { pid, comm: comm(images, pid.0 as u32), fd, kind, remedy })
+}
+
+/// The command name of a process, empty where it has no record.
+pub fn comm(images: &Images, pid: u32) -> String {
+    let task = images.cores.get(&pid).and_then(|core| core.tc.as_ref());
+    String::from_utf8_lossy(&task.map(|task| task.comm.clone()).unwrap_or_default()).into_owned()
+}
