@@ -4,6 +4,8 @@
 //! [`Running::seize`] and at a clone event. Dropping one detaches as the last resort; the kernel does the same when the controller dies,
 //! and at every moment a tracee's registers are such that it then finds its way back (FACTS B2).
 
+pub mod broken;
+
 use std::marker::PhantomData;
 use std::time::{Duration, Instant};
 
@@ -115,6 +117,12 @@ impl Running {
     pub fn stop(self) -> Result<Stopped> {
         self.interrupt()?;
         self.settle()
+    }
+
+    /// Lets it run on undisturbed, attached until the controller ends, when the kernel detaches it.
+    pub fn leave_to_the_end(self) {
+        tracing::debug!(tid = self.tid.0, "a running tracee was left to the end of the controller");
+        std::mem::forget(self);
     }
 
     /// Waits for the stop that [`interrupt`](Running::interrupt) asked for, delivering the signals that come before it.
@@ -266,10 +274,15 @@ impl Drop for Running {
         loop {
             match ptrace::wait(self.tid, WaitMode::Poll) {
                 Ok(Status::Nothing) if Instant::now() < deadline => std::thread::yield_now(),
-                Ok(Status::Stopped(signal, event)) => {
-                    let carried = if event == 0 && signal != libc::SIGTRAP | 0x80 { signal } else { 0 };
-                    let _ = ptrace::detach(self.tid, carried);
-                    return;
+                Ok(status @ Status::Stopped(..)) => {
+                    let same = Running { tid: self.tid, not_send: PhantomData };
+                    let Wait::Stopped(stopped) = same.arrive(status) else { return };
+                    if matches!(stopped.reason, StopReason::Interrupt | StopReason::GroupStop(_)) {
+                        return;
+                    }
+                    // The stop that was asked for comes behind this one.
+                    let _ = ptrace::cont(self.tid, stopped.carried());
+                    std::mem::forget(stopped);
                 }
                 _ => break,
             }
@@ -280,6 +293,9 @@ impl Drop for Running {
 
 impl Drop for Stopped {
     fn drop(&mut self) {
+        if let Err(error) = broken::mend(self) {
+            tracing::debug!(tid = self.tid.0, %error, "mending as the last resort");
+        }
         if let Err(errno) = ptrace::detach(self.tid, self.carried()) {
             tracing::debug!(tid = self.tid.0, %errno, "detaching as the last resort");
         }

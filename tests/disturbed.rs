@@ -179,6 +179,20 @@ fn children_come_and_go() {
     });
 }
 
+/// Whatever a tree that changes under a look at it makes of the look, a call that a stop breaks goes on.
+#[test]
+fn a_call_beside_children_that_come_and_go() {
+    with_timeout(LIMIT, || {
+        let victim = Victim::run("signals", "beside");
+        victim.wait_for_rounds(10);
+        for _ in 0..4 {
+            disturb(victim.pid(), busy);
+        }
+        victim.wait_for_rounds(victim.counters().rounds + 10);
+        victim.counters().assert_unharmed();
+    });
+}
+
 #[test]
 fn a_shell_that_forks_all_the_time() {
     with_timeout(LIMIT, || {

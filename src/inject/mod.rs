@@ -233,8 +233,21 @@ impl Infected {
                 Ok(Wait::Stopped(stopped)) => self.unexpected_stop(stopped)?,
             };
         }
+        if self.state()?.load(Ordering::Acquire) == wire::LEAVING {
+            running.leave_to_the_end();
+            return Err(self.held_up());
+        }
         running.interrupt()?;
         self.settle(running)
+    }
+
+    /// The parasite has left, or is about to: the process is its own again, and nothing is to be put back by us.
+    fn held_up(&mut self) -> Error {
+        send_owed_stop(std::mem::take(&mut self.owed_stop), self.pid);
+        Error::failed(format!(
+            "process {}: the parasite gave up waiting, because this controller was held up for seconds; try again",
+            self.pid
+        ))
     }
 
     /// Waits for the stop after an answer, and takes the request away: from here on a resumption means that the controller is gone.
@@ -252,14 +265,13 @@ impl Infected {
                 Wait::Stopped(stopped) => running = self.unexpected_stop(stopped)?,
             }
         };
-        self.tracee = Tracee::Stopped(stopped);
-        let state = self.state()?;
-        if state.compare_exchange(wire::DONE, wire::IDLE, Ordering::AcqRel, Ordering::Acquire).is_err() {
-            return Err(Error::failed(format!(
-                "process {}: the parasite gave up waiting, because this controller was held up for seconds; try again",
-                self.pid
-            )));
+        let collected = self.state()?.compare_exchange(wire::DONE, wire::IDLE, Ordering::AcqRel, Ordering::Acquire);
+        if collected.is_err() {
+            // It may be out already, in the call that it was in before.
+            drop(stopped);
+            return Err(self.held_up());
         }
+        self.tracee = Tracee::Stopped(stopped);
         Ok(())
     }
 

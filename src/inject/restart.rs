@@ -2,50 +2,19 @@
 //!
 //! The kernel restarts an interrupted call itself when the thread goes on with its recorded registers (rax = -512..-516 and orig_rax >= 0).
 //! When the thread is sent elsewhere in between and the tracer dies, nobody does that, so the way back has to be right by itself:
-//! FACTS B2. Some calls answer EINTR to a mere stop, which the program would see: FACTS B3 lists them; the kernel is told to restart them, right
-//! after the stop, so that whatever becomes of the controller then, they go on.
+//! FACTS B2. What a mere stop ends with EINTR is in `trace::broken`.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use libc::user_regs_struct;
 
+use crate::trace::broken::ERESTARTNOHAND;
+
 const ERESTARTSYS: i64 = -512;
 const ERESTARTNOINTR: i64 = -513;
-const ERESTARTNOHAND: i64 = -514;
 pub(super) const ERESTART_RESTARTBLOCK: i64 = -516;
-const EINTR: i64 = -4;
 const SYSCALL_LEN: u64 = 2;
-/// Missing in libc for this target.
-const SYS_IO_PGETEVENTS: i64 = 333;
-
-/// Calls that a stop breaks with EINTR though no signal was delivered (signal(7), "Interruption of system calls ... by stop signals").
-///
-/// The calls on sockets are on it for SO_RCVTIMEO and SO_SNDTIMEO; with EINTR nothing was transferred yet, so that calling again is safe. A
-/// connect(2) that is made again waits for the same connection.
-const BROKEN_BY_A_STOP: &[i64] = &[
-    libc::SYS_epoll_wait,
-    libc::SYS_epoll_pwait,
-    libc::SYS_epoll_pwait2,
-    libc::SYS_rt_sigtimedwait,
-    libc::SYS_semop,
-    libc::SYS_semtimedop,
-    libc::SYS_io_getevents,
-    SYS_IO_PGETEVENTS,
-    libc::SYS_io_uring_enter,
-    libc::SYS_read,
-    libc::SYS_readv,
-    libc::SYS_write,
-    libc::SYS_writev,
-    libc::SYS_recvfrom,
-    libc::SYS_recvmsg,
-    libc::SYS_recvmmsg,
-    libc::SYS_sendto,
-    libc::SYS_sendmsg,
-    libc::SYS_accept,
-    libc::SYS_accept4,
-    libc::SYS_connect,
-];
 
 /// Whether a signal that the thread does not block is pending, so that EINTR is the truth.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,25 +23,10 @@ pub enum Pending {
     Deliverable,
 }
 
-/// Whether the stop alone ended the call that a thread was in with EINTR.
-pub fn is_broken(regs: &user_regs_struct) -> bool {
-    regs.rax as i64 == EINTR && BROKEN_BY_A_STOP.contains(&(regs.orig_rax as i64))
-}
-
 /// Whether a thread was in a poll without a timeout: there is none to keep, and the kernel's own restart would hide the call's number from the
 /// next dump.
 pub fn is_endless(regs: &user_regs_struct) -> bool {
     regs.rax as i64 == ERESTART_RESTARTBLOCK && regs.orig_rax as i64 == libc::SYS_poll && (regs.rdx as i32) < 0
-}
-
-/// The registers with which the kernel makes a call again from its start, unless a signal handler is called first: then it is EINTR.
-/// An epoll_wait then waits for `wait_ms`, the milliseconds that it has left, where that is known.
-pub fn made_again(regs: &user_regs_struct, wait_ms: Option<u32>) -> user_regs_struct {
-    let mut regs = user_regs_struct { rax: ERESTARTNOHAND as u64, ..*regs };
-    if let (libc::SYS_epoll_wait | libc::SYS_epoll_pwait, Some(left)) = (regs.orig_rax as i64, wait_ms) {
-        regs.r10 = left.into();
-    }
-    regs
 }
 
 /// The same state expressed without the kernel's restart: what a stub has to load so that the call is made again.
@@ -188,6 +142,7 @@ pub fn in_a_new_task(regs: &user_regs_struct) -> user_regs_struct {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::trace::broken::{is_broken, made_again};
 
     fn at(orig_rax: i64, rax: i64) -> user_regs_struct {
         let mut regs = crate::inject::zero_regs();
@@ -199,7 +154,6 @@ mod tests {
     fn a_thread_outside_a_call_is_left_as_it_is() {
         let regs = at(-1, -512);
         assert_eq!(without_kernel_restart(&regs), regs);
-        assert!(!is_broken(&at(-1, EINTR)));
     }
 
     #[test]
@@ -220,7 +174,7 @@ mod tests {
             assert_eq!((again.rax, again.rip, again.orig_rax), (7, 0x1000, 7));
             assert_eq!(at_the_stop(&again, rax), regs);
         }
-        assert_eq!(from_the_start(&at(7, EINTR)).or(from_the_start(&at(-1, -512))), None);
+        assert_eq!(from_the_start(&at(7, -4)).or(from_the_start(&at(-1, -512))), None);
     }
 
     #[test]
@@ -242,8 +196,9 @@ mod tests {
 
     #[test]
     fn an_epoll_wait_is_made_again_by_the_kernel() {
-        assert!(is_broken(&at(libc::SYS_epoll_wait, EINTR)) && !is_broken(&at(libc::SYS_close, EINTR)));
-        let regs = made_again(&at(libc::SYS_epoll_wait, EINTR), Some(7));
+        assert!(is_broken(&at(libc::SYS_epoll_wait, -4)) && !is_broken(&at(libc::SYS_close, -4)));
+        assert!(!is_broken(&at(-1, -4)));
+        let regs = made_again(&at(libc::SYS_epoll_wait, -4), Some(7));
         assert_eq!((regs.rax as i64, regs.rip, regs.orig_rax as i64), (-514, 0x1002, libc::SYS_epoll_wait));
         assert_eq!((regs.r10, goes_on(&regs)), (7, false));
     }

@@ -16,6 +16,7 @@ use crate::inject::{self, restart};
 use crate::procfs::{self, Stat};
 use crate::sys::process::{pidfd_open, pidfd_poll};
 use crate::sys::ptrace;
+use crate::trace::broken;
 use crate::trace::{Running, StopReason, Stopped};
 
 use super::deadline::Waits;
@@ -103,8 +104,7 @@ impl Frozen {
         }
         let mut coming = coming.into_iter();
         while let Some((pid, pidfd, running)) = coming.next() {
-            let settled = settle(pid, running).and_then(|stopped| mend(pid, stopped, waits));
-            let settled = settled.and_then(|stopped| leave_vdso(pid, stopped));
+            let settled = settle(pid, running, waits).and_then(|stopped| leave_vdso(pid, stopped, waits));
             let placed = match settled {
                 Ok(stopped) => self.place(pid, pidfd, stopped),
                 Err((Error::Gone(_), _)) => Ok(()),
@@ -162,15 +162,15 @@ fn ended(pid: Pid, tid: Tid) -> bool {
 /// How long a process may take to stop.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Waits for a stop, which a process in vfork does not reach before its child, which may be stopped already, goes on. What has not stopped
-/// comes back with the error.
-fn settle(pid: Pid, running: Running) -> std::result::Result<Stopped, (Error, Option<Running>)> {
+/// Waits for a stop, and mends what it broke. A process in vfork does not stop before its child, which may be stopped already, goes
+/// on. What has not stopped comes back with the error.
+fn settle(pid: Pid, running: Running, waits: &Waits) -> std::result::Result<Stopped, (Error, Option<Running>)> {
     const LOOK: Duration = Duration::from_millis(20);
     let deadline = Instant::now() + PATIENCE;
     let mut running = running;
     loop {
         running = match running.settle_within(LOOK).map_err(|error| (error, None))? {
-            Ok(stopped) => return Ok(stopped),
+            Ok(stopped) => return mend(pid, stopped, waits),
             Err(running) => running,
         };
         let comm = || Stat::read(pid).map(|stat| stat.comm_text()).unwrap_or_default();
@@ -193,10 +193,10 @@ fn settle(pid: Pid, running: Running) -> std::result::Result<Stopped, (Error, Op
 fn mend(pid: Pid, stopped: Stopped, waits: &Waits) -> std::result::Result<Stopped, (Error, Option<Running>)> {
     let mend = || {
         let regs = stopped.regs()?;
-        let broken = stopped.reason() == StopReason::Interrupt && restart::is_broken(&regs);
-        if broken || restart::is_endless(&regs) {
+        let is_broken = stopped.reason() == StopReason::Interrupt && broken::is_broken(&regs);
+        if is_broken || restart::is_endless(&regs) {
             let left = waits.left_ms(pid, stopped.tid(), &regs, &inject::open_mem(pid)?);
-            stopped.set_regs(&restart::made_again(&regs, left))?;
+            stopped.set_regs(&broken::made_again(&regs, left))?;
         }
         Ok(())
     };
@@ -212,7 +212,7 @@ const VDSO_RUN: Duration = Duration::from_micros(20);
 
 /// Lets a thread that has stopped inside the vDSO run on until it is outside: another kernel's vDSO is not this one. Its functions take well
 /// under a microsecond; a thread that is found there every time is taken as it is, and so is one that a signal had stopped there.
-fn leave_vdso(pid: Pid, stopped: Stopped) -> std::result::Result<Stopped, (Error, Option<Running>)> {
+fn leave_vdso(pid: Pid, stopped: Stopped, waits: &Waits) -> std::result::Result<Stopped, (Error, Option<Running>)> {
     let lost = |error: Error| (error, None);
     let mut stopped = stopped;
     let mut vdso = None;
@@ -233,7 +233,7 @@ fn leave_vdso(pid: Pid, stopped: Stopped) -> std::result::Result<Stopped, (Error
         // An interruption that comes before the thread is on a processor would find it where it was.
         std::thread::sleep(VDSO_RUN);
         running.interrupt().map_err(lost)?;
-        stopped = settle(pid, running)?;
+        stopped = settle(pid, running, waits)?;
     }
     Ok(stopped)
 }

@@ -7,6 +7,7 @@
  *   queued    a child sends SIGRTMIN with the values 1, 2, 3, ...; WRONG counts one that is not the next
  *   children  forks a child that ends at once, and waits for SIGCHLD and for it
  *   vfork     waits in vfork for a child that waits for a byte of DIR/in
+ *   beside    as children, beside a child that waits in epoll_wait for nothing; EINTRS counts what ends that
  *   zombie    leaves its dead child alone until a byte comes through DIR/in, then waits for it */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -15,6 +16,7 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/time.h>
@@ -92,7 +94,7 @@ static void on_child(int signal, siginfo_t *info, void *context)
 	told++;
 }
 
-static void children(void)
+static void children(int beside)
 {
 	sigset_t blocked, open;
 	handle(SIGCHLD, on_child);
@@ -108,9 +110,22 @@ static void children(void)
 			sigsuspend(&open);
 		if (waitpid(child, &status, 0) != child || !WIFEXITED(status) || WEXITSTATUS(status) != (int)(slot[ROUNDS] & 0x3f))
 			slot[WRONG]++;
-		if (waitpid(-1, &status, WNOHANG) != -1 || errno != ECHILD)
+		if (waitpid(-1, &status, WNOHANG) != (beside ? 0 : -1) || (!beside && errno != ECHILD))
 			slot[WRONG]++;
 		slot[ROUNDS]++;
+	}
+}
+
+static void fork_waiter(void)
+{
+	struct epoll_event event;
+	int set = epoll_create1(EPOLL_CLOEXEC);
+	if (fork())
+		return;
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	for (;;) {
+		epoll_wait(set, &event, 1, -1);
+		slot[EINTRS]++;
 	}
 }
 
@@ -170,6 +185,10 @@ int main(int argc, char **argv)
 	if (!strcmp(argv[2], "queued"))
 		queued();
 	if (!strcmp(argv[2], "children"))
-		children();
+		children(0);
+	if (!strcmp(argv[2], "beside")) {
+		fork_waiter();
+		children(1);
+	}
 	die(argv[2]);
 }
