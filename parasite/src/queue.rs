@@ -29,6 +29,8 @@ mod flow;
 mod io;
 #[path = "queue_put.rs"]
 mod put;
+#[path = "queue_room.rs"]
+mod room;
 #[path = "queue_typing.rs"]
 mod typing;
 
@@ -39,10 +41,10 @@ pub use put::put_back;
 
 /// Most lines that a line buffer of 4096 slots holds: lone EOF marks.
 pub const MAX_LINES: usize = 4096;
-/// Bytes for the input: the line buffer, what waits behind it (18432 at most), two sentinels.
-pub const INPUT_SIZE: usize = 24 * 1024;
+/// Bytes for the input: the line buffer, what waits behind it, two sentinels.
+pub const INPUT_SIZE: usize = (4096 + room::MOST + 2).next_multiple_of(1024);
 /// Bytes for the output: the master's line buffer and what waits behind it.
-pub const OUTPUT_SIZE: usize = 24 * 1024;
+pub const OUTPUT_SIZE: usize = 4096 + room::MOST;
 /// Bytes for echoes that were held back: at most 4096 operations, expanded.
 pub const ECHO_SIZE: usize = 6 * 1024;
 
@@ -146,7 +148,7 @@ pub struct Hold {
 const _: () = {
     assert!(size_of::<Settings>() == 44);
     assert!(size_of::<Hold>() == 168 + 2 * MAX_LINES + INPUT_SIZE + OUTPUT_SIZE + ECHO_SIZE);
-    assert!(size_of::<Hold>() <= 64 * 1024);
+    assert!(size_of::<Hold>() <= 96 * 1024);
     assert!(align_of::<Hold>() == 4);
 };
 

@@ -1,7 +1,9 @@
 //! Putting the queues back.
 
-use super::io::{self, Io, POLLIN, POLLOUT};
-use super::typing::{CHUNK, STEP_WAIT, Sync, Way, Work, await_worker, flush_typed, neutral, put_input, type_bytes};
+use super::io::{self, Io, POLLIN};
+use super::typing::{
+    CHUNK, PATIENCE, STEP_WAIT, Sync, Way, Work, await_worker, flush_typed, neutral, put_input, type_bytes,
+};
 use super::*;
 
 /// Bytes in a full line buffer.
@@ -145,26 +147,36 @@ fn raise_flushes(hold: &Hold, work: &Work) -> Io<()> {
 
 /// The first `most` bytes of the output. The master's line buffer is filled first and the worker awaited: what is queued behind it then gets all
 /// the room there is.
+///
+/// What does not fit behind it is thrown away by a flush and written again in a way that takes less room: after a flush the master has
+/// all that there is, so that it tells where to go on.
 fn put_output(hold: &mut Hold, work: &Work, most: usize) -> Io<()> {
     let end = most.min(hold.output_len as usize);
     if hold.output_put as usize >= end {
         return Ok(());
     }
     io::set_settings(work.slave, &neutral(hold))?;
-    while let Some(rest) = hold.output.get(hold.output_put as usize..end).filter(|rest| !rest.is_empty()) {
-        let ring = RING.saturating_sub(hold.output_put as usize);
+    let bytes = hold.output.get(..end).unwrap_or_default();
+    let ring = bytes.get(..RING).unwrap_or(bytes);
+    room::put_pieces(work.slave, ring, &mut hold.output_put, CHUNK)?;
+    let rest = end.saturating_sub(RING);
+    if rest > 0 {
+        io::await_that(PATIENCE, || io::unread(work.master) as usize >= RING);
         // Of equal size, so that a queue that had no room left hardly ever has some: the kernel counts buffers, each of two pieces.
-        let even = rest.len().div_ceil(rest.len().div_ceil(CHUNK));
-        let chunk = rest.get(..if ring > 0 { CHUNK.min(ring) } else { even }).unwrap_or(rest);
-        match io::write_now(work.slave, chunk) {
-            Ok(count) => hold.output_put += count as u32,
-            // The worker may still be moving bytes into the line buffer.
-            Err(io::EAGAIN) if io::await_that(STEP_WAIT, || io::ready(work.slave, POLLOUT)) => {}
-            Err(io::EAGAIN) => break,
-            Err(error) => return Err(error),
+        let even = rest.div_ceil(rest.div_ceil(CHUNK));
+        room::put_pieces(work.slave, bytes, &mut hold.output_put, even)?;
+    }
+    for wait in [0, 1, 10, 100] {
+        // A drain that failed may have left output of its own there.
+        if hold.output_put as usize >= end || hold.phase != HELD {
+            break;
         }
-        if hold.output_put as usize == RING {
-            io::await_that(STEP_WAIT, || io::unread(work.master) as usize >= RING);
+        io::flush(work.slave, 1)?;
+        hold.output_put = io::unread(work.master).min(end as u32);
+        match wait {
+            // The buffers that this takes are kept for the next try.
+            0 => room::put_pieces(work.slave, bytes, &mut hold.output_put, room::SMALL)?,
+            wait => room::put_large(work.slave, bytes, &mut hold.output_put, wait)?,
         }
     }
     Ok(())
@@ -231,13 +243,8 @@ fn put_echoes(hold: &mut Hold, work: &mut Work) -> Io<()> {
 /// What was unprocessed, under the original settings. Taken as far as the kernel has room.
 fn put_flip(hold: &mut Hold, work: &Work) -> Io<()> {
     let flip = hold.input.get(hold.ring_len as usize..hold.input_len as usize).unwrap_or_default();
-    while let Some(rest) = flip.get(hold.flip_put as usize..).filter(|rest| !rest.is_empty()) {
-        match io::write_now(work.master, rest.get(..CHUNK).unwrap_or(rest)) {
-            Ok(count) => hold.flip_put += count as u32,
-            Err(io::EAGAIN) if io::await_that(STEP_WAIT, || io::ready(work.master, POLLOUT)) => {}
-            Err(io::EAGAIN) => break,
-            Err(error) => return Err(error),
-        }
+    if flip.len() > room::COMMON {
+        return room::put_large(work.master, flip, &mut hold.flip_put, 0);
     }
-    Ok(())
+    room::put_pieces(work.master, flip, &mut hold.flip_put, CHUNK)
 }

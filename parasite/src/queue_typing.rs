@@ -3,13 +3,13 @@
 use super::io::{self, Io, POLLIN, POLLOUT};
 use super::*;
 
-/// Largest write: nine buffers of this size, used twice each, are what the kernel queues behind a full line buffer.
+/// Largest write of typed input.
 pub const CHUNK: usize = 1024;
 pub const STEP_WAIT: u64 = 50_000;
 /// Bytes in a line buffer that throws away what comes in.
 const THROWN_AWAY: usize = 4096;
 /// For what is certain to come.
-const PATIENCE: u64 = 2_000_000;
+pub const PATIENCE: u64 = 2_000_000;
 const WORKER_WAIT: i32 = 40;
 
 /// Where typed bytes go: through the kernel's simulated input, done when the call returns, or through the master.

@@ -107,11 +107,11 @@ pub const STACK_TOP: u64 = XSAVE_OFFSET + XSAVE_SIZE + 32 * 1024;
 /// Batches lie here, then the kinds' buffers.
 pub const ARENA_OFFSET: u64 = STACK_TOP;
 /// Default bytes of the whole region.
-pub const REGION_SIZE: u64 = 4 * 1024 * 1024;
+pub const REGION_SIZE: u64 = 6 * 1024 * 1024;
 /// From here on the region is not for batches: the undo batch and what it puts back.
 pub const HOLD_OFFSET: u64 = 512 * 1024;
 /// Bytes for one terminal's queues.
-pub const HOLD_SIZE: u64 = 64 * 1024;
+pub const HOLD_SIZE: u64 = 96 * 1024;
 /// The undo batch lies here; before it there is room for the queues of [`HOLDS`] terminals.
 pub const UNDO_OFFSET: u64 = REGION_SIZE - 64 * 1024;
 pub const HOLDS: u64 = (UNDO_OFFSET - HOLD_OFFSET) / HOLD_SIZE;

@@ -127,7 +127,7 @@ fn hostile_content_is_refused() {
     }
     let queues = Queues { partial: vec![b'x'; 5000], ..Queues::default() };
     assert!(queues.to_hold(0, 0).is_err());
-    let queues = Queues { output: vec![b'x'; 30000], ..Queues::default() };
+    let queues = Queues { output: vec![b'x'; side::OUTPUT_SIZE + 1], ..Queues::default() };
     assert!(queues.to_hold(0, 0).is_err());
 }
 

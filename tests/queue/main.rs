@@ -6,6 +6,7 @@ mod support;
 
 mod extproc;
 mod fixed;
+mod full;
 mod halfway;
 mod held;
 mod pty;

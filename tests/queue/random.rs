@@ -8,10 +8,14 @@ use crate::pty::{ECHO, Pty, Way, compare, is_stable};
 use crate::support::times;
 
 /// A generator that needs no crate: xorshift.
-struct Random(u64);
+pub struct Random(u64);
 
 impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
+    pub fn new(seed: u64) -> Random {
+        Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    pub fn below(&mut self, limit: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -36,7 +40,7 @@ impl Random {
 
 /// Settings and input of one random case, up to `longest` bytes.
 fn random_case(seed: u64, longest: u64) -> (Termios2, Vec<u8>, usize, Way) {
-    let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+    let mut random = Random::new(seed);
     let pty = Pty::new();
     let mut termios = tty::get_termios(pty.slave.as_fd()).unwrap();
     if random.below(2) == 0 {
@@ -87,7 +91,7 @@ fn random_failures(seeds: std::ops::Range<u64>, longest: u64, quoting: Quoting) 
 }
 
 /// QUEUE_SEED chooses another start; each failure names its own seed.
-fn start_seed() -> u64 {
+pub fn start_seed() -> u64 {
     let seed = std::env::var("QUEUE_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
     println!("QUEUE_SEED={seed}");
     seed
