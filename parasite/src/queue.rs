@@ -57,6 +57,9 @@ pub const HELD: u32 = 2;
 /// [`Hold::phase`]: `put_back` is done.
 pub const RETURNED: u32 = 3;
 
+/// [`Hold::lender`]: the copy was made.
+pub const BORROWED: i32 = -1;
+
 /// How a line ends: by a newline.
 pub const END_NEWLINE: u16 = 0;
 /// How a line ends: by an EOF mark, which is not among the line's bytes.
@@ -97,6 +100,8 @@ pub struct Hold {
     pub slave: i32,
     /// In: a descriptor of the master, or -1 where it is external.
     pub master: i32,
+    /// In: the process whose descriptor `master` is, 0 where it is the caller's. [`BORROWED`]: `master` is a copy that `put_back` closes.
+    pub lender: i32,
     /// In: 1 to do without TIOCSTI even where the kernel would allow it.
     pub no_sti: u32,
     pub phase: u32,
@@ -147,7 +152,7 @@ pub struct Hold {
 
 const _: () = {
     assert!(size_of::<Settings>() == 44);
-    assert!(size_of::<Hold>() == 168 + 2 * MAX_LINES + INPUT_SIZE + OUTPUT_SIZE + ECHO_SIZE);
+    assert!(size_of::<Hold>() == 172 + 2 * MAX_LINES + INPUT_SIZE + OUTPUT_SIZE + ECHO_SIZE);
     assert!(size_of::<Hold>() <= 96 * 1024);
     assert!(align_of::<Hold>() == 4);
 };
@@ -187,6 +192,25 @@ pub(crate) const VEOL2: usize = 16;
 pub(crate) const SENTINEL: u8 = b'\r';
 pub(crate) const STOP: u8 = 0x13;
 pub(crate) const START: u8 = 0x11;
+
+impl Hold {
+    /// Puts a copy of the lender's descriptor in the place of its number. EBADF: it lends none.
+    pub(crate) fn borrow_master(&mut self) -> io::Io<()> {
+        if self.lender > 0 {
+            self.master = io::copy_of(self.lender, self.master).map_err(|_| io::EBADF)?;
+            self.lender = BORROWED;
+        }
+        Ok(())
+    }
+
+    /// Closes what was borrowed, once: whatever is put back later would have another descriptor under its number.
+    pub(crate) fn return_master(&mut self) {
+        if self.lender == BORROWED {
+            io::close(self.master);
+            (self.lender, self.master, self.phase) = (0, -1, RETURNED);
+        }
+    }
+}
 
 impl Settings {
     /// Whether reads return lines.

@@ -39,7 +39,7 @@ pub fn can_put_back(hold: &Hold, slave: i32) -> i64 {
     }
 }
 
-/// Reads everything that waits in the queues of `hold.slave` and `hold.master` into `hold`; 0 or a negated errno. Afterwards the original
+/// Reads everything that waits in the queues of `hold.slave` and `hold.master` into `hold`, which is empty; 0 or a negated errno. Afterwards the original
 /// settings are in place, packet mode is off and the output is not stopped; `put_back` makes it as it was.
 ///
 /// After an error with [`Hold::phase`] still [`EMPTY`] nothing has changed; with [`DRAINING`] call `put_back`. Errors: those of
@@ -49,8 +49,12 @@ pub fn drain(hold: &mut Hold) -> i64 {
     if hold.phase != EMPTY {
         return io::EINVAL;
     }
+    if let Err(error) = hold.borrow_master() {
+        return error;
+    }
     let own = io::open_own(hold.slave, hold.master);
     if own.is_none() && hold.slave < 0 {
+        hold.return_master();
         return io::EBADF;
     }
     let mut work = Work { slave: own.unwrap_or(hold.slave), master: hold.master, own, echoed: 0, tail: [0; 2] };
@@ -60,6 +64,9 @@ pub fn drain(hold: &mut Hold) -> i64 {
     };
     if let Some(fd) = work.own {
         io::close(fd);
+    }
+    if hold.phase == EMPTY {
+        hold.return_master();
     }
     result.err().unwrap_or(0)
 }

@@ -23,6 +23,8 @@ const IOCTL: u64 = 16;
 const SCHED_YIELD: u64 = 24;
 const FCNTL: u64 = 72;
 const CLOCK_GETTIME: u64 = 228;
+const PIDFD_OPEN: u64 = 434;
+const PIDFD_GETFD: u64 = 438;
 
 const TCGETS2: u64 = 0x802c_542a;
 const TCSETS2: u64 = 0x402c_542b;
@@ -256,6 +258,14 @@ fn try_open(slave: i32, master: i32) -> Io<i32> {
         rest /= 10;
     }
     call(OPEN, [path.as_ptr() as u64, OPEN_FLAGS, 0, 0, 0, 0]).map(|fd| fd as i32)
+}
+
+/// A copy of another process's descriptor, close-on-exec. It takes the right to attach to that process.
+pub fn copy_of(pid: i32, fd: i32) -> Io<i32> {
+    let pidfd = call(PIDFD_OPEN, [number(pid), 0, 0, 0, 0, 0])?;
+    let copy = call(PIDFD_GETFD, [pidfd, number(fd), 0, 0, 0, 0]);
+    close(pidfd as i32);
+    copy.map(|fd| fd as i32)
 }
 
 pub fn close(fd: i32) {

@@ -20,6 +20,12 @@ const STATUS_IOCTL: u32 = 0x40;
 /// Afterwards the settings, flow and packet mode are the original ones. EAGAIN: the kernel took less than it had; what lies beyond
 /// [`Hold::output_put`] and [`Hold::flip_put`] is the caller's to feed.
 pub fn put_back(hold: &mut Hold) -> i64 {
+    let result = put(hold);
+    hold.return_master();
+    result
+}
+
+fn put(hold: &mut Hold) -> i64 {
     if hold.phase == RETURNED || hold.phase == EMPTY {
         return 0;
     }

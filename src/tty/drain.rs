@@ -150,7 +150,8 @@ fn drain_in(
     let mut calls = Vec::new();
     for (job, offset) in jobs.into_iter().zip((wire::HOLD_OFFSET..).step_by(wire::HOLD_SIZE as usize)) {
         // Only the first fields are inputs; the rest of the hold is zero, as the region was made.
-        process.tracee.write(offset, &[job.slave.to_ne_bytes(), job.master.to_ne_bytes()].concat())?;
+        let lender = job.lender.map_or(0, |pid| pid.0);
+        process.tracee.write(offset, &[job.slave, job.master, lender].map(i32::to_ne_bytes).concat())?;
         calls.push(batch.operate(wire::OP_QUEUE_DRAIN, offset));
         undo.operate(wire::OP_QUEUE_PUT_BACK, offset);
         drained.push(Drained { job, offset });
@@ -163,7 +164,9 @@ fn drain_in(
         match answers.result(call) {
             Ok(_) => record(process, drained, images)?,
             Err(Errno::EPERM) => refuse_unless_empty(process, &drained.job, images)?,
-            Err(Errno::EBADF) if drained.job.is_unopened() => return Err(unread(images, drained.job.index)),
+            Err(Errno::EBADF) if drained.job.is_unopened() || drained.job.lender.is_some() => {
+                return Err(unread(images, drained.job.index));
+            }
             Err(errno) => {
                 let subject = Subject::Path(path_of(drained.job.index.0).into());
                 return Err(Error::sys("reading the queues", subject, errno));

@@ -145,6 +145,7 @@ pub fn empty_hold() -> Box<Hold> {
     Box::new(Hold {
         slave: -1,
         master: -1,
+        lender: 0,
         no_sti: 0,
         phase: side::EMPTY,
         settings,

@@ -1,7 +1,10 @@
 //! Who reads a terminal's queues: the kernel gives nothing to a background process of the session that the terminal controls.
 //!
-//! The holder of the master does, or else a process that has the slave open; where those are all in the background, one in the foreground opens the terminal
-//! as /dev/tty for as long as it takes.
+//! 1. The holder of the master does. Where its holders are all in the background, another process borrows the master (pidfd_getfd, which takes the
+//!    right to attach to its holder).
+//! 2. Where the master is outside, a process that has the slave open does. Where those are all in the background, one in the foreground opens /dev/tty.
+//!
+//! What is borrowed or opened is closed before the process runs on, and never where a seccomp filter could object.
 //!
 //! Refused: a terminal that nobody in the tree can read.
 
@@ -21,6 +24,8 @@ pub struct Job {
     /// Descriptor numbers in the process; -1 where it has none.
     pub slave: i32,
     pub master: i32,
+    /// The process whose descriptor the master is, where that is another one.
+    pub lender: Option<Pid>,
 }
 
 impl Job {
@@ -59,6 +64,8 @@ struct Candidate {
     behind: bool,
     /// The terminal controls it, and its group is the foreground one.
     in_front: bool,
+    /// It lives, and no seccomp filter looks at what it calls.
+    is_free: bool,
 }
 
 fn candidates(images: &Images, index: PtyIndex) -> Vec<Candidate> {
@@ -72,7 +79,10 @@ fn candidates(images: &Images, index: PtyIndex) -> Vec<Candidate> {
         table.iter().find(|entry| files.contains(&entry.id)).map(|entry| entry.fd as i32)
     };
     let candidate = |entry: &pb::PstreeEntry| {
-        let is_ctty = images.own_task(entry.pid).is_some_and(|own| own.ctty_tty_id == Some(slave_id));
+        let own = images.own_task(entry.pid);
+        let is_ctty = own.is_some_and(|own| own.ctty_tty_id == Some(slave_id));
+        let thread = images.cores.get(&entry.pid).and_then(|core| core.thread_core.as_ref());
+        let is_filtered = thread.is_some_and(|thread| thread.seccomp_filter.is_some());
         let is_foreground = Some(entry.pgid) == foreground;
         Candidate {
             pid: Pid(entry.pid as i32),
@@ -80,6 +90,7 @@ fn candidates(images: &Images, index: PtyIndex) -> Vec<Candidate> {
             slave: number(entry.pid, slave_id),
             behind: is_ctty && !is_foreground,
             in_front: is_ctty && is_foreground,
+            is_free: !is_filtered && own.is_some_and(|own| own.exit_status.is_none()),
         }
     };
     images.pstree.iter().map(candidate).collect()
@@ -87,39 +98,44 @@ fn candidates(images: &Images, index: PtyIndex) -> Vec<Candidate> {
 
 fn job(images: &Images, index: PtyIndex) -> Result<Option<Job>> {
     let all = candidates(images, index);
-    let job = |pid, slave: Option<i32>, master: Option<i32>| {
-        Ok(Some(Job { index, pid, slave: slave.unwrap_or(-1), master: master.unwrap_or(-1) }))
+    let job = |reader: &Candidate, master: Option<i32>, lender: Option<Pid>| {
+        let (slave, master) = (reader.slave.unwrap_or(-1), master.unwrap_or(-1));
+        Ok(Some(Job { index, pid: reader.pid, slave, master, lender }))
     };
     let mut holders = all.iter().filter(|one| one.master.is_some());
     if let Some(reader) = holders.clone().find(|one| !one.behind) {
-        return job(reader.pid, reader.slave, reader.master);
+        return job(reader, reader.master, None);
     }
-    if let Some(holder) = holders.next() {
-        let kind = format!("terminal {}, whose master is open only in the background of its slave", path_of(index.0));
-        return Err(refusal(images, holder.pid, holder.master, kind));
+    if let Some(lender) = holders.next() {
+        let borrower = all.iter().find(|one| one.in_front && one.is_free);
+        return match borrower.or_else(|| all.iter().find(|one| !one.behind && one.is_free)) {
+            Some(reader) => job(reader, lender.master, Some(lender.pid)),
+            None => Err(unread(images, index)),
+        };
     }
     let Some(record) = images.own_tty(info_id(index, Peer::Slave)) else { return Ok(None) };
     // An open raises the outputs of a serial line.
-    let opens = |one: &&Candidate| one.in_front && record.modem_bits.is_none();
+    let opens = |one: &&Candidate| one.in_front && one.is_free && record.modem_bits.is_none();
     let front = all.iter().find(|one| one.in_front && one.slave.is_some()).or_else(|| all.iter().find(opens));
     match front.or_else(|| all.iter().find(|one| !one.behind && one.slave.is_some())) {
-        Some(reader) => job(reader.pid, reader.slave, None),
+        Some(reader) => job(reader, None, None),
         None => Err(unread(images, index)),
     }
 }
 
-/// The refusal of a terminal that is open in the background at best.
+/// The refusal of a terminal that only its background can read.
 pub fn unread(images: &Images, index: PtyIndex) -> Error {
     let all = candidates(images, index);
-    let holder =
-        all.iter().find(|one| one.slave.is_some()).or_else(|| all.iter().find(|one| one.behind || one.in_front));
-    let (pid, fd) = holder.map_or((Pid(0), None), |one| (one.pid, one.slave));
-    refusal(images, pid, fd, format!("terminal {}, that no process in its foreground can read", path_of(index.0)))
-}
-
-fn refusal(images: &Images, pid: Pid, fd: Option<i32>, kind: String) -> Error {
-    let remedy = "bring the process to the foreground of that terminal (fg), then dump again".into();
-    Error::Refused(Refusal { pid, comm: comm(images, pid.0 as u32), fd, kind, remedy })
+    let holder = all.iter().find(|one| one.master.or(one.slave).is_some());
+    let holder = holder.or_else(|| all.iter().find(|one| one.behind || one.in_front));
+    let (pid, fd) = holder.map_or((Pid(0), None), |one| (one.pid, one.master.or(one.slave)));
+    Error::Refused(Refusal {
+        pid,
+        comm: comm(images, pid.0 as u32),
+        fd,
+        kind: format!("terminal {}, that no process in its foreground can read", path_of(index.0)),
+        remedy: "bring the process to the foreground of that terminal (fg), then dump again".into(),
+    })
 }
 
 /// The command name of a process, empty where it has no record.

@@ -101,6 +101,30 @@ fn an_exclusive_terminal() {
     assert_eq!(reads(pty.slave.as_fd(), 100), [b"line\n"]);
 }
 
+/// Another process's master is copied for the drain, and the copy is closed once, whatever has its number later.
+#[test]
+fn a_borrowed_master() {
+    let (control, pty) = (Pty::new(), Pty::new());
+    for pty in [&control, &pty] {
+        pty.say(b"out");
+        pty.keys(b"one\npart");
+    }
+    let mut hold = empty_hold();
+    (hold.slave, hold.master, hold.lender) = (-1, pty.master.as_raw_fd(), std::process::id() as i32);
+    assert_eq!(side::drain(&mut hold), 0);
+    assert_ne!(hold.master, pty.master.as_raw_fd());
+    assert_eq!((side::put_back(&mut hold), hold.master, hold.lender), (0, -1, 0));
+    assert_eq!(side::put_back(&mut hold), 0);
+    assert_eq!(differences(&observe(&control, 100), &observe(&pty, 100)), "");
+    // A lender's number is not ours to close: before the drain, and where it lends nothing.
+    let mut hold = empty_hold();
+    (hold.master, hold.lender) = (pty.master.as_raw_fd(), i32::MAX);
+    assert_eq!(side::put_back(&mut hold), 0);
+    assert_eq!((side::drain(&mut hold), hold.phase), (-i64::from(libc::EBADF), side::EMPTY));
+    assert_eq!(side::put_back(&mut hold), 0);
+    tty::get_index(pty.master.as_fd()).unwrap();
+}
+
 #[test]
 fn hostile_content_is_refused() {
     let bad: [fn(&mut side::Hold); 9] = [

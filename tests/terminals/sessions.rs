@@ -58,9 +58,35 @@ pub fn cases() -> Vec<Case> {
         }),
         kept("a master that a stopped job on its slave and a member in front have", |s| {
             master_in_jobs(s, &["front", "behind"]);
-        }),
-        Case::refused(GROUP, "a master that only a stopped job on its own slave has", ONLY_BEHIND, |s| {
+        })
+        .verified(continued),
+        kept("a master that only a stopped job on its own slave has", |s| master_in_jobs(s, &["behind"]))
+            .verified(continued),
+        kept("... and nobody in the foreground", |s| {
             master_in_jobs(s, &["behind"]);
+            ended(s, "leader", "front");
+        })
+        .verified(|s| {
+            take_back(s, "leader");
+            continued(s)
+        }),
+        Case::refused(
+            GROUP,
+            "... and nobody but background jobs: refused",
+            "that no process in its foreground can read",
+            |s| {
+                s.pair("root", M, S);
+                s.ioctl("root", S, tty::TIOCSCTTY, 0);
+                job(s, "root", "front");
+                s.type_in("root", M, b"typed\rpart");
+                s.events("root", S, libc::POLLIN);
+                foreground(s, "root", S, s.pid("front"));
+                ended(s, "root", "front");
+            },
+        )
+        .verified(|s| {
+            take_back(s, "root");
+            s.exhaust()
         }),
         kept("several sessions on several terminals", |s| {
             for n in 0..4 {
@@ -116,7 +142,29 @@ pub fn cases() -> Vec<Case> {
     ]
 }
 
-const ONLY_BEHIND: &str = "whose master is open only in the background of its slave";
+/// All that comes out once the stopped job goes on.
+fn continued(s: &mut Stage) -> Vec<String> {
+    let behind = s.pid("behind");
+    s.must("root", libc::SYS_kill, &[behind.into(), libc::SIGCONT.into()]);
+    s.stopped.remove("behind");
+    s.exhaust()
+}
+
+/// A leader in the background makes itself the foreground again.
+fn take_back(s: &mut Stage, leader: &str) {
+    let stops = 1u64 << (libc::SIGTTOU - 1);
+    let blocked = [libc::SIG_BLOCK.into(), stops.to_ne_bytes().as_slice().into(), 0.into(), 8.into()];
+    s.must(leader, libc::SYS_rt_sigprocmask, &blocked);
+    foreground(s, leader, S, s.pid(leader));
+}
+
+/// A child ends, and its parent takes note.
+fn ended(s: &mut Stage, parent: &str, name: &str) {
+    let pid = s.pid(name);
+    s.post(name, "exit 0");
+    s.must(parent, libc::SYS_wait4, &[pid.into(), 0.into(), 0.into(), 0.into()]);
+    s.forget(name);
+}
 
 /// A session with a stopped job and another one in the foreground, of which these have the master.
 fn master_in_jobs(s: &mut Stage, holders: &[&str]) {
@@ -129,8 +177,14 @@ fn master_in_jobs(s: &mut Stage, holders: &[&str]) {
     }
     foreground(s, "leader", S, s.pid("front"));
     s.type_in("root", M, b"typed\rpart");
+    // Echoes come before what is written once the input is there.
+    until(
+        "typed line",
+        crate::support::PATIENCE,
+        || (s.events("front", S, libc::POLLIN) != 0).then_some(()),
+        String::new,
+    );
     s.write("front", S, b"shown\n");
-    s.events("front", S, libc::POLLIN | libc::POLLOUT);
     for name in ["root", "leader", "behind", "front"] {
         if !holders.contains(&name) {
             s.close(name, M);
