@@ -124,6 +124,8 @@ pub struct Tree {
     pub images: Images,
     /// Memory files that are still to be read, by their shmid.
     pub memfds: Vec<(u32, File)>,
+    /// Who is to drain each terminal; for a dump alone.
+    pub readers: Vec<reader::Job>,
 }
 
 /// A process in the middle of the capture.
@@ -177,11 +179,9 @@ pub fn capture(frozen: Frozen, survey: &Survey, waits: &Waits, mode: SurveyMode,
     }
     semaphores::record(&mut images, &processes.iter().map(|process| process.pid).collect::<Vec<Pid>>())?;
     sort_parents_first(&mut images, survey.root);
-    if mode == SurveyMode::Dump {
-        // A shell whose job has just ended is in the background for a moment, which another look settles.
-        reader::jobs(&images)?;
-    }
-    Ok(Tree { processes, images, memfds: ids.memfds.sources })
+    // A shell whose job has just ended is in the background for a moment, which another look settles.
+    let readers = if mode == SurveyMode::Dump { reader::jobs(&images)? } else { Vec::new() };
+    Ok(Tree { processes, images, memfds: ids.memfds.sources, readers })
 }
 
 impl Known {

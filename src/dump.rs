@@ -73,18 +73,12 @@ pub fn dump(request: &Request) -> Result<Report> {
     tracing::debug!(frozen_us = micros(frozen_at), "pages read");
     read_shared(&mut writer, &mut session)?;
     refuse_unplannable(&session.images, request)?;
-    let drained = drain::drain(&mut session.processes, &mut session.images)?;
+    let drained = drain::drain(&mut session.processes, &mut session.images, &session.readers)?;
     stamp(&mut session.images);
     tracing::debug!(frozen_us = micros(frozen_at), "queues drained");
     let (tasks, terminals) = (session.images.pstree.len(), session.images.tty_info.len());
     let Tree { processes, images, .. } = session;
-    let pages = images
-        .pagemaps
-        .values()
-        .flat_map(|map| &map.entries)
-        .filter(|run| run.is_stored())
-        .map(pb::PagemapEntry::pages)
-        .sum();
+    let pages = images.stored_pages();
     let mut losses = losses(&images);
     let (frozen_us, commit) = match request.after {
         After::Kill => {

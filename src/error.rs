@@ -107,6 +107,14 @@ impl Error {
         }
     }
 
+    /// The same for a call on a thread.
+    pub fn of_tid(operation: &'static str, tid: Tid, errno: Errno) -> Self {
+        match errno {
+            Errno::ESRCH => Error::Gone(Pid(tid.0)),
+            _ => Error::Sys { operation, subject: Subject::Tid(tid), errno },
+        }
+    }
+
     pub fn io(operation: &'static str, subject: Subject, error: &std::io::Error) -> Self {
         let errno = error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
         Error::Sys { operation, subject, errno }

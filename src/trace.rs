@@ -63,10 +63,7 @@ pub enum Wait {
 impl Running {
     /// Attaches to a thread without stopping it. EPERM: see ptrace(2) and /proc/sys/kernel/yama/ptrace_scope.
     pub fn seize(tid: Tid, options: i32) -> Result<Running> {
-        ptrace::seize(tid, options).map_err(|errno| match errno {
-            Errno::ESRCH => Error::Gone(Pid(tid.0)),
-            errno => Error::sys("seizing", Subject::Tid(tid), errno),
-        })?;
+        ptrace::seize(tid, options).map_err(|errno| Error::of_tid("seizing", tid, errno))?;
         Ok(Running { tid, not_send: PhantomData })
     }
 

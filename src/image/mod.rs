@@ -110,6 +110,14 @@ pub struct Pagemap {
     pub entries: Vec<pb::PagemapEntry>,
 }
 
+impl Pagemap {
+    /// How many pages are in the directory's own file.
+    pub fn stored_pages(&self) -> u64 {
+        let runs = self.entries.iter().filter(|run| run.is_stored());
+        runs.fold(0, |sum, run| sum.saturating_add(run.pages()))
+    }
+}
+
 /// The unread content of a pipe or named pipe.
 #[derive(Debug, Default, Clone, PartialEq, Serialize)]
 pub struct PipeData {
@@ -173,6 +181,17 @@ impl Images {
     /// Our own record of a process.
     pub fn own_task(&self, pid: u32) -> Option<&pb::PtyagentTask> {
         self.own.iter().flat_map(|own| &own.tasks).find(|task| task.pid == Some(pid))
+    }
+
+    /// The command name of a process, empty where it has no record.
+    pub fn comm(&self, pid: u32) -> String {
+        let task = self.cores.get(&pid).and_then(|core| core.tc.as_ref());
+        task.map_or_else(String::new, |task| String::from_utf8_lossy(&task.comm).into_owned())
+    }
+
+    /// How many pages of its processes are in the directory.
+    pub fn stored_pages(&self) -> u64 {
+        self.pagemaps.values().map(Pagemap::stored_pages).fold(0, u64::saturating_add)
     }
 
     /// Our own record of a thread.

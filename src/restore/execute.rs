@@ -326,13 +326,7 @@ impl Execution<'_> {
         stubs.succeed();
         notes.extend(cgroups.notes());
         shared.keep();
-        let pages = images
-            .pagemaps
-            .values()
-            .flat_map(|map| &map.entries)
-            .filter(|run| run.is_stored())
-            .map(pb::PagemapEntry::pages)
-            .sum();
+        let pages = images.stored_pages();
         let report = Report {
             root: Pid(plan.root as i32),
             host_root: None,

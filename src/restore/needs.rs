@@ -76,8 +76,7 @@ pub fn check(images: &Images) -> Result<()> {
             continue;
         }
         let pid = task.pid.unwrap_or(0);
-        let core = images.cores.get(&pid).and_then(|core| core.tc.as_ref());
-        let comm = core.map_or_else(String::new, |core| String::from_utf8_lossy(&core.comm).into_owned());
+        let comm = images.comm(pid);
         let release = nix::sys::utsname::uname().map(|name| name.release().to_string_lossy().into_owned());
         return Err(Error::Lacking(format!(
             "process {pid} ({comm}) has {}, which this kernel ({}) has not; restore it on Linux {} or newer",

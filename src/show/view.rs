@@ -113,8 +113,7 @@ impl View {
 
 /// In bytes.
 fn stored(pagemap: &crate::image::Pagemap) -> u64 {
-    let runs = pagemap.entries.iter().filter(|run| run.is_stored());
-    runs.fold(0, |sum, run| sum.saturating_add(run.pages().saturating_mul(PAGE_SIZE)))
+    pagemap.stored_pages().saturating_mul(PAGE_SIZE)
 }
 
 /// The images with what has to be looked up often.

@@ -179,15 +179,17 @@ impl Processor {
         out[..SOFTWARE].copy_from_slice(xstate.get(..SOFTWARE).ok_or_else(short)?);
         out[SOFTWARE..SOFTWARE + 8].copy_from_slice(&self.xfeatures.to_le_bytes());
         out[LEGACY..LEGACY + 8].copy_from_slice(&used.to_le_bytes());
+        let (theirs, ours) = (recorded.layout(), self.layout());
         for number in (0..63).filter(|number| used & !LEGACY_FEATURES & (1 << number) != 0) {
-            let place = |processor: &Processor| processor.layout().remove(&number);
-            let (Some(from), Some(to)) = (place(&recorded), place(self)) else {
+            let (Some(from), Some(to)) = (theirs.get(&number), ours.get(&number)) else {
                 return Err(Error::Lacking(format!(
                     "thread {tid} uses {}, which this processor has not; restore it on one that has it",
                     component_name(number)
                 )));
             };
-            let (Some(from), Some(to)) = (xstate.get(from), out.get_mut(to)) else { return Err(short()) };
+            let (Some(from), Some(to)) = (xstate.get(from.clone()), out.get_mut(to.clone())) else {
+                return Err(short());
+            };
             if from.len() != to.len() {
                 return Err(fail(format!("uses {} of another size than this processor's", component_name(number))));
             }

@@ -8,12 +8,14 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use crate::error::{Errno, Error, Refusal, Result, Subject};
+use crate::error::{Error, Refusal, Result};
 use crate::ids::{Pid, Tid};
 use crate::image::pb;
 use crate::inject::batch::Batch;
 use crate::procfs::{self, Status};
-use crate::sys::process::{KcmpType, kcmp};
+use crate::sys::process::KcmpType;
+
+use super::sharing;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Directories {
@@ -23,7 +25,7 @@ pub struct Directories {
 
 /// Those of a stopped thread; none where it has them in common with the leader.
 pub fn read(pid: Pid, tid: Tid, status: &Status) -> Result<Option<Directories>> {
-    if are_one(pid.into(), tid)? {
+    if sharing::is_one(pid.into(), tid, KcmpType::Fs)? {
         return Ok(None);
     }
     let cwd = procfs::readlink("reading the directory of a thread", pid, &format!("task/{tid}/cwd"))?;
@@ -52,7 +54,7 @@ pub fn refuse_unsupported(owners: &[Owner<'_>], leaders: &[Pid]) -> Result<()> {
         }
         let rest = owners.iter().skip(at + 1).map(|owner| owner.tid);
         for other in rest.chain(leaders.iter().map(|leader| Tid::from(*leader))) {
-            if are_one(tid, other)? {
+            if sharing::is_one(tid, other, KcmpType::Fs)? {
                 let what = format!("its working directory and umask in common with {other}");
                 return Err(owner.refuse(&what, "end that program"));
             }
@@ -66,14 +68,6 @@ impl Owner<'_> {
         let (kind, remedy) = (format!("its thread {} has {what}", self.tid), format!("{remedy}, then dump again"));
         Error::Refused(Refusal { pid: self.pid, comm: self.comm.to_owned(), fd: None, kind, remedy })
     }
-}
-
-fn are_one(one: Tid, other: Tid) -> Result<bool> {
-    let order = kcmp(one, other, KcmpType::Fs, 0, 0).map_err(|errno| match errno {
-        Errno::ESRCH => Error::Gone(Pid(other.0)),
-        errno => Error::sys("comparing the directories", Subject::Tid(other), errno),
-    })?;
-    Ok(order.is_eq())
 }
 
 /// Adds them to a thread's record.

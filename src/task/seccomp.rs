@@ -226,13 +226,13 @@ fn recorded(images: &Images, tid: u32) -> Option<Vec<Filter>> {
 fn parts(images: &Images, pid: u32, tid: u32) -> Result<(Vec<Filter>, Vec<Filter>)> {
     let damaged = || Error::failed("a seccomp filter of the images is damaged; dump again");
     let mut common = recorded(images, tid).ok_or_else(damaged)?;
+    let mut alike = common.len();
     let threads = images.pstree.iter().filter(|entry| entry.pid == pid).flat_map(|entry| &entry.threads);
     for other in threads {
         let other = recorded(images, *other).ok_or_else(damaged)?;
-        let alike = common.iter().zip(&other).take_while(|(one, other)| one == other).count();
-        common.truncate(alike);
+        alike = common.iter().zip(&other).take(alike).take_while(|(one, other)| one == other).count();
     }
-    let own = recorded(images, tid).ok_or_else(damaged)?.split_off(common.len());
+    let own = common.split_off(alike);
     Ok((common, own))
 }
 

@@ -8,9 +8,15 @@ use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 use crate::error::{Error, Result};
-use crate::ids::Pid;
+use crate::ids::{Pid, Tid};
 use crate::image::{Images, pb};
 use crate::sys::process::{KcmpType, kcmp};
+
+/// Whether two threads have one and the same object of this kind. Errors: [`Error::Gone`] where `other` has ended.
+pub fn is_one(one: Tid, other: Tid, kind: KcmpType) -> Result<bool> {
+    let order = kcmp(one, other, kind, 0, 0).map_err(|errno| Error::of_tid("comparing threads", other, errno))?;
+    Ok(order.is_eq())
+}
 
 /// The first process that has the same object of this kind, for each process; found by sorting in the kernel's order.
 pub fn groups(pids: &[Pid], kind: KcmpType) -> Result<BTreeMap<Pid, Pid>> {

@@ -16,7 +16,7 @@ use crate::wire;
 
 use super::device;
 use super::queue::{Cursor, End, Flow, Line, Queues};
-use super::reader::{Job, comm, jobs, open_ctty, unread};
+use super::reader::{Job, open_ctty, unread};
 use super::record::{info_id, path_of};
 use super::state::Peer;
 
@@ -53,7 +53,7 @@ pub fn refuse_states(images: &Images) -> Result<()> {
         let (pid, fd) = found.unwrap_or_default();
         return Err(Error::Refused(Refusal {
             pid: Pid(pid as i32),
-            comm: comm(images, pid),
+            comm: images.comm(pid),
             fd: Some(fd as i32),
             kind,
             remedy: remedy.into(),
@@ -106,9 +106,8 @@ fn set_flags<'a>(batch: &mut Batch, ofds: impl Iterator<Item = &'a Asynchronous>
     }
 }
 
-/// Drains all terminals and records what was in them.
-pub fn drain(processes: &mut [Captured], images: &mut Images) -> Result<Vec<Drained>> {
-    let all = jobs(images)?;
+/// Drains the terminals and records what was in them.
+pub fn drain(processes: &mut [Captured], images: &mut Images, all: &[Job]) -> Result<Vec<Drained>> {
     let mut drained = Vec::new();
     let noisy = asynchronous(images);
     for process in processes.iter_mut() {
@@ -196,7 +195,7 @@ fn refuse_unless_empty(process: &mut Captured, job: &Job, images: &Images) -> Re
     }
     Err(Error::Refused(Refusal {
         pid: job.pid,
-        comm: comm(images, job.pid.0 as u32),
+        comm: images.comm(job.pid.0 as u32),
         fd: Some(job.slave).filter(|fd| *fd >= 0),
         kind: format!("unread input of {} that could not be put back without TIOCSTI", path_of(job.index.0)),
         remedy: "dump as root, or set dev.tty.legacy_tiocsti to 1".into(),

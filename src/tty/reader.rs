@@ -71,9 +71,13 @@ struct Candidate {
 fn candidates(images: &Images, index: PtyIndex) -> Vec<Candidate> {
     let slave_id = info_id(index, Peer::Slave);
     let foreground = images.own_tty(slave_id).and_then(|tty| tty.foreground_pgrp);
-    let number = |pid: u32, id: u32| {
+    let files = |peer: Peer| -> Vec<u32> {
+        let id = info_id(index, peer);
         let is_peer = |file: &&pb::FileEntry| file.tty.as_ref().is_some_and(|tty| tty.tty_info_id == id);
-        let files: Vec<u32> = images.files.iter().filter(is_peer).map(|file| file.id).collect();
+        images.files.iter().filter(is_peer).map(|file| file.id).collect()
+    };
+    let (masters, slaves) = (files(Peer::Master), files(Peer::Slave));
+    let number = |pid: u32, files: &[u32]| {
         let files_id = images.ids.get(&pid).map_or(pid, |ids| ids.files_id);
         let table = images.fdinfo.get(&files_id)?;
         table.iter().find(|entry| files.contains(&entry.id)).map(|entry| entry.fd as i32)
@@ -86,8 +90,8 @@ fn candidates(images: &Images, index: PtyIndex) -> Vec<Candidate> {
         let is_foreground = Some(entry.pgid) == foreground;
         Candidate {
             pid: Pid(entry.pid as i32),
-            master: number(entry.pid, info_id(index, Peer::Master)),
-            slave: number(entry.pid, slave_id),
+            master: number(entry.pid, &masters),
+            slave: number(entry.pid, &slaves),
             behind: is_ctty && !is_foreground,
             in_front: is_ctty && is_foreground,
             is_free: !is_filtered && own.is_some_and(|own| own.exit_status.is_none()),
@@ -131,15 +135,9 @@ pub fn unread(images: &Images, index: PtyIndex) -> Error {
     let (pid, fd) = holder.map_or((Pid(0), None), |one| (one.pid, one.master.or(one.slave)));
     Error::Refused(Refusal {
         pid,
-        comm: comm(images, pid.0 as u32),
+        comm: images.comm(pid.0 as u32),
         fd,
         kind: format!("terminal {}, that no process in its foreground can read", path_of(index.0)),
         remedy: "bring the process to the foreground of that terminal (fg), then dump again".into(),
     })
-}
-
-/// The command name of a process, empty where it has no record.
-pub fn comm(images: &Images, pid: u32) -> String {
-    let task = images.cores.get(&pid).and_then(|core| core.tc.as_ref());
-    String::from_utf8_lossy(&task.map(|task| task.comm.clone()).unwrap_or_default()).into_owned()
 }

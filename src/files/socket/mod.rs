@@ -1,4 +1,4 @@
-//! Sockets: Unix sockets with their queues, Internet sockets without let_go, idle netlink sockets.
+//! Sockets: Unix sockets with their queues, Internet sockets without connections, idle netlink sockets.
 //!
 //! Each is asked through the controller's own copy (pidfd_getfd) and through sock_diag; nothing is taken out of a queue. A restore makes them
 //! by [`SocketStep`](crate::plan::sockets::SocketStep)s before there is any process, so that all recorded process ids are free for the
@@ -138,7 +138,7 @@ fn inode(found: &Description<'_>) -> u32 {
     found.descriptor.stat.inode as u32
 }
 
-/// Whether sockets of this protocol are carried, let_go apart.
+/// Whether sockets of this protocol are carried, connections apart.
 pub fn is_carried(protocol: Option<&str>) -> bool {
     is_unix(protocol) || matches!(protocol, Some("NETLINK" | "TCP" | "TCPv6" | "UDP" | "UDPv6"))
 }

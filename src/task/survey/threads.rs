@@ -2,11 +2,12 @@
 
 use super::refusals::refuse;
 use super::{Alive, Survey, TaskFacts};
-use crate::error::{Errno, Error, Result, Subject};
+use crate::error::{Error, Result};
 use crate::ids::{Pid, Tid};
 use crate::procfs::{Namespaces, Stat};
+use crate::sys::process::KcmpType;
 use crate::sys::process::attributes::{SchedAttr, core_sched_cookie, sched_getattr};
-use crate::sys::process::{KcmpType, kcmp};
+use crate::task::sharing;
 
 /// The kernel's mark of a thread that PR_SET_IO_FLUSHER was called in. include/linux/sched.h.
 const PF_LOCAL_THROTTLE: u32 = 0x0010_0000;
@@ -32,12 +33,7 @@ pub fn refuse_threads(survey: &Survey) -> Result<()> {
 
 /// What only CAP_SYS_RESOURCE, a scheduler with clamps or one with groups of trust on a core would give again.
 fn refuse_rare(task: &TaskFacts, tid: Tid) -> Result<()> {
-    let failed = |operation| {
-        move |errno| match errno {
-            Errno::ESRCH => Error::Gone(Pid(tid.0)),
-            errno => Error::sys(operation, Subject::Tid(tid), errno),
-        }
-    };
+    let failed = |operation| move |errno| Error::of_tid(operation, tid, errno);
     let flags = Stat::read_thread(task.pid, tid)?.flags;
     let attr = sched_getattr(tid).map_err(failed("asking for the scheduling"))?;
     // Without CONFIG_SCHED_CORE or without threads on a core there is nothing to ask for.
@@ -65,11 +61,7 @@ fn rarity(flags: u32, attr: &SchedAttr, cookie: u64) -> Option<&'static str> {
 fn refuse_thread(task: &TaskFacts, alive: &Alive, tid: Tid) -> Result<()> {
     let (pid, comm) = (task.pid, task.comm());
     let remedy = "end that program, then dump again";
-    let order = kcmp(pid.into(), tid, KcmpType::Files, 0, 0).map_err(|errno| match errno {
-        Errno::ESRCH => Error::Gone(Pid(tid.0)),
-        errno => Error::sys("comparing the threads of", Subject::Pid(pid), errno),
-    })?;
-    if order.is_ne() {
+    if !sharing::is_one(pid.into(), tid, KcmpType::Files)? {
         return refuse(pid, comm, format!("its thread {tid} has a descriptor table of its own"), remedy);
     }
     if !Namespaces::read(Pid(tid.0))?.differences(&alive.namespaces).is_empty() {
