@@ -5,14 +5,14 @@ mod support;
 
 use std::fs::{self, File};
 use std::io::Write;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use ptyagent::image::{DigestStream, Images, Kind, Overwrite, Writer, pb};
+use ptyagent::image::{Images, pb};
 use support::{
-    PATIENCE, TempDir, compile, dump, kill_session, ptyagent, report, restore, serial, subreaper, until, with_timeout,
+    PATIENCE, TempDir, compile, copy_images, dump, kill_session, ptyagent, report, restore, serial, subreaper, until,
+    with_timeout,
 };
 
 const LIMIT: Duration = Duration::from_secs(120);
@@ -21,18 +21,7 @@ const XSTATE_BV: usize = 512;
 
 /// Copies images; `change` makes them those of another machine.
 fn changed(from: &Path, to: &Path, change: impl Fn(&mut pb::PtyagentEntry)) {
-    let mut images = Images::read(from).unwrap();
-    let mut writer = Writer::create(to, Overwrite::Refuse).unwrap();
-    for pagemap in images.pagemaps.values().chain(images.shmem_pagemaps.values()) {
-        let id = pagemap.head.pages_id;
-        let bytes = fs::read(from.join(Kind::Pages(id).name())).unwrap();
-        let mut digest = DigestStream::default();
-        digest.update(&bytes);
-        writer.pages_file(id).unwrap().write_all_at(&bytes, 0).unwrap();
-        writer.set_pages(id, digest.finish());
-    }
-    change(images.own.as_mut().unwrap());
-    writer.commit(&images).unwrap();
+    copy_images(from, to, |images| change(images.own.as_mut().unwrap()), |_, _, _| ());
 }
 
 /// A process that waits for a byte in `go`; killed at the end.

@@ -24,7 +24,7 @@ pub use holder::Holder;
 pub use host::{Serial, TempDir, provide, ptyagent, require, require_from, serial, skip, times, until, with_timeout};
 pub use inspection::inspection;
 pub use objects::{EndSession, Prepared, asleep, check, check_and, check_images, refused, same_images};
-pub use other_kernel::of_another_kernel;
+pub use other_kernel::{copy_images, of_another_kernel};
 pub use pty::{Pty, Reading, Size};
 pub use reaper::{Subreaper, kill_session, subreaper};
 pub use snapshot::{

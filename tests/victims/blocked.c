@@ -161,18 +161,9 @@ static void do_wait4(void)
 	judge(good && WIFEXITED(status) && WEXITSTATUS(status) == 7);
 }
 
-/* A child that sends SIGUSR1 for every byte of the FIFO. */
-static void fork_signaller(void)
+static void send_usr1(void)
 {
-	pid_t parent = getpid();
-	if (fork())
-		return;
-	prctl(PR_SET_PDEATHSIG, SIGKILL);
-	for (;;) {
-		char byte;
-		if (read(in, &byte, 1) == 1)
-			kill(parent, SIGUSR1);
-	}
+	kill(getppid(), SIGUSR1);
 }
 
 static volatile sig_atomic_t handled;
@@ -211,7 +202,7 @@ static void prepare_signals(void)
 	struct sigaction action = { .sa_handler = handler };
 	sigemptyset(&set);
 	sigaddset(&set, SIGUSR1);
-	fork_signaller();
+	helped_by(send_usr1);
 	sigaction(SIGUSR1, &action, NULL);
 	sigprocmask(SIG_BLOCK, &set, NULL);
 }

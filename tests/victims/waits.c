@@ -40,19 +40,6 @@ static void judge_count(ssize_t count, ssize_t wanted)
 	judge(count == wanted);
 }
 
-/* A child that does something for every byte of the FIFO. */
-static void helped_by(void (*act)(void))
-{
-	if (fork())
-		return;
-	prctl(PR_SET_PDEATHSIG, SIGKILL);
-	for (;;) {
-		char byte;
-		if (read(in, &byte, 1) == 1)
-			act();
-	}
-}
-
 static void make_pair(int type)
 {
 	if (socketpair(AF_UNIX, type, 0, ends))
