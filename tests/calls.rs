@@ -7,7 +7,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use support::{
-    EndSession, PATIENCE, Victim, ptyagent, quiet_snapshot, report, restore, serial, subreaper, until, with_timeout,
+    EndSession, PATIENCE, Victim, asleep, ptyagent, quiet_snapshot, report, restore, serial, subreaper, until,
+    with_timeout,
 };
 
 const LIMIT: Duration = Duration::from_secs(100);
@@ -81,6 +82,9 @@ fn unnoticed(mode: &'static str, call: Call, dump: Dump) {
         let _subreaper = subreaper();
         let mut victim = Victim::run("waits", mode);
         let _end = EndSession(victim.pid());
+        if call == Call::Waits {
+            asleep(victim.pid());
+        }
         disturb(&victim, mode, dump);
         if call == Call::Waits {
             assert_eq!(victim.counters().rounds, 0, "the call returned though nobody woke it");

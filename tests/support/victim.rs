@@ -7,7 +7,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::host::{TempDir, lock, read, until};
-use super::{PATIENCE, Pty, kill_session, require_from};
+use super::{PATIENCE, Pty, asleep, kill_session, require_from};
 
 /// Compiles `tests/victims/NAME.c` where that is newer than its program, and yields the program.
 pub fn compile(name: &str) -> PathBuf {
@@ -125,8 +125,10 @@ impl Victim {
         }
     }
 
-    /// Lets one blocked call return: the byte carries the number of the round, which the victim checks.
+    /// Lets one blocked call return, once the victim is in it: what is meant for a call may be lost on the way to it. The byte carries the number
+    /// of the round, which the victim checks.
     pub fn wake(&self) {
+        asleep(self.pid);
         let round = self.counters().rounds;
         let mut fifo = File::options().read(true).write(true).open(self.dir.join("in")).unwrap();
         fifo.write_all(&[u8::try_from(round & 0xff).unwrap()]).unwrap();
