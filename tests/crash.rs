@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use support::{Holder, PATIENCE, Quiet, TempDir, Victim, ptyagent, report, until, with_timeout};
+use support::{Holder, PATIENCE, Quiet, TempDir, Victim, asleep, ptyagent, report, until, with_timeout};
 
 const LIMIT: Duration = Duration::from_secs(580);
 const KILLS: u32 = 100;
@@ -202,6 +202,7 @@ fn a_shell_with_a_job() {
 fn a_half_typed_line_in_the_terminal() {
     with_timeout(LIMIT, || {
         let holder = Holder::spawn(&["cat"]);
+        asleep(holder.leader());
         holder.type_keys("line ");
         holder.wait_for_text("line ");
         survive("cat", holder.pid(), &[holder.pid(), holder.leader()], |turn| {

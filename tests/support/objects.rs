@@ -9,7 +9,7 @@ use std::time::Duration;
 use ptyagent::image::{Images, pb};
 
 use super::{
-    PATIENCE, TempDir, assert_same_lines, compile, dump, kill_session, restore, serial, shown, subreaper, until,
+    PATIENCE, TempDir, assert_same_lines, compile, dump, kill_session, restore, serial, shown, subreaper, tree, until,
     with_timeout,
 };
 
@@ -50,7 +50,7 @@ fn check_with(
             dump(pid, &images);
             assert_eq!(victim.result(), "");
             restore(&images);
-            asleep(pid);
+            at_rest(pid);
             look(&images, pid);
             assert_same_lines(&comparable(&before), &comparable(&shown(pid)), name);
             all.push(images);
@@ -91,7 +91,7 @@ impl Prepared {
         let read = |file: &str| fs::read_to_string(dir.join(file)).unwrap_or_default();
         let pid: i32 = until("ready victim", PATIENCE, || read("ready").parse().ok(), || read("result"));
         let end = EndSession(pid);
-        asleep(pid);
+        at_rest(pid);
         Prepared { dir, pid, _end: end }
     }
 
@@ -156,6 +156,17 @@ fn without_numbers(line: &str) -> String {
 pub fn asleep(pid: i32) {
     let state = || super::stat(pid).map(|stat| stat.state);
     until("sleeping process", PATIENCE, || (state() == Some('S')).then_some(()), || format!("{:?}", state()));
+}
+
+/// Waits until every thread of a tree waits, is stopped or has ended: one that is on its way into a call is shown with other signals than in it.
+pub fn at_rest(root: i32) {
+    let busy = || -> Vec<String> {
+        let threads =
+            tree(root).into_iter().flat_map(|pid| fs::read_dir(format!("/proc/{pid}/task"))).flatten().flatten();
+        let states = threads.filter_map(|thread| super::stat(thread.file_name().to_str()?.parse().ok()?));
+        states.filter(|stat| matches!(stat.state, 'R' | 'D')).map(|stat| format!("{stat:?}")).collect()
+    };
+    until("tree at rest", PATIENCE, || busy().is_empty().then_some(()), || busy().join("\n"));
 }
 
 /// Kills what is left of a session at the end.

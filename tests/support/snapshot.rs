@@ -113,7 +113,8 @@ pub fn tree(root: i32) -> Vec<i32> {
     let mut at = 0;
     while at < all.len() {
         let path = format!("/proc/{0}/task/{0}/children", all[at]);
-        let children = fs::read_to_string(path).unwrap();
+        // None where it has ended since.
+        let children = fs::read_to_string(path).unwrap_or_default();
         all.extend(children.split_whitespace().map(|word| word.parse::<i32>().unwrap()));
         at += 1;
     }

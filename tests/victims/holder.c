@@ -38,12 +38,19 @@ static pid_t start(int master, char **argv)
 {
 	char name[64];
 	struct winsize size = { .ws_row = 24, .ws_col = 80 };
-	if (grantpt(master) || unlockpt(master) || ptsname_r(master, name, sizeof name))
+	int running[2];
+	if (pipe2(running, O_CLOEXEC) || grantpt(master) || unlockpt(master) || ptsname_r(master, name, sizeof name))
 		die("pty");
 	ioctl(master, TIOCSWINSZ, &size);
 	pid_t leader = fork();
-	if (leader)
+	if (leader) {
+		/* What the other has open of it is closed by execve. */
+		close(running[1]);
+		if (read(running[0], name, 1))
+			die("read");
+		close(running[0]);
 		return leader;
+	}
 	setsid();
 	int slave = open(name, O_RDWR);
 	if (slave < 0)
