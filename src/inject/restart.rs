@@ -84,7 +84,17 @@ pub fn number(regs: &user_regs_struct, mem: &File) -> Option<i64> {
 
 /// Whether a thread is in a call that the kernel has restarted once already.
 pub fn is_restarted(regs: &user_regs_struct) -> bool {
-    regs.orig_rax as i64 == libc::SYS_restart_syscall && regs.rax as i64 == ERESTART_RESTARTBLOCK
+    regs.orig_rax as i64 == libc::SYS_restart_syscall && by_the_kernel(regs)
+}
+
+/// Whether a thread is in a call that the kernel goes on with by its restart block.
+pub fn by_the_kernel(regs: &user_regs_struct) -> bool {
+    regs.rax as i64 == ERESTART_RESTARTBLOCK && regs.orig_rax as i64 >= 0
+}
+
+/// What the registers of a thread in such a call are after another stop in it.
+pub fn restarted(regs: &user_regs_struct) -> user_regs_struct {
+    user_regs_struct { orig_rax: libc::SYS_restart_syscall as u64, ..*regs }
 }
 
 /// Whether the kernel itself will go on with the call that a stop interrupted, up to the deadline that it had, if no signal handler is called.

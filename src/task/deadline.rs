@@ -141,6 +141,17 @@ impl Waits {
         })
     }
 
+    /// Whether the time of the call that a stopped thread was in may be up though it shows as one that goes on: a poll(2) looks for signals before it
+    /// notices, so it does where the thread had no processor between its timer and the stop. `regs` are of a call that the kernel restarts.
+    pub fn may_be_over(&self, pid: Pid, tid: Tid, regs: &user_regs_struct, mem: &File) -> bool {
+        let args = restart::arguments(regs);
+        match restart::number(regs, mem) {
+            Some(libc::SYS_poll) => self.left(pid, tid, libc::SYS_poll, &args, mem).is_none(),
+            // Any that was restarted before.
+            number => number.is_none(),
+        }
+    }
+
     /// The milliseconds, rounded up, that a call of a stopped thread has left that the stop broke.
     pub fn left_ms(&self, pid: Pid, tid: Tid, regs: &user_regs_struct, mem: &File) -> Option<u32> {
         let left = self.left(pid, tid, regs.orig_rax as i64, &restart::arguments(regs), mem)?;

@@ -13,11 +13,12 @@ use std::time::{Duration, Instant};
 use crate::error::{Context, Error, Refusal, Result, Subject};
 use crate::ids::{Pid, Tid};
 use crate::inject::{self, restart};
+use crate::procfs::attributes::{self, InSyscall};
 use crate::procfs::{self, Stat};
 use crate::sys::process::{pidfd_open, pidfd_poll};
 use crate::sys::ptrace;
 use crate::trace::broken;
-use crate::trace::{Running, StopReason, Stopped};
+use crate::trace::{Running, StopReason, Stopped, Wait};
 
 use super::deadline::Waits;
 use super::survey::{in_vfork, waits_in_vfork};
@@ -104,7 +105,9 @@ impl Frozen {
         }
         let mut coming = coming.into_iter();
         while let Some((pid, pidfd, running)) = coming.next() {
-            let settled = settle(pid, running, waits).and_then(|stopped| leave_vdso(pid, stopped, waits));
+            let settled = settle(pid, running, waits)
+                .and_then(|stopped| let_time_out(pid, stopped, waits))
+                .and_then(|stopped| leave_vdso(pid, stopped, waits));
             let placed = match settled {
                 Ok(stopped) => self.place(pid, pidfd, stopped),
                 Err((Error::Gone(_), _)) => Ok(()),
@@ -204,6 +207,54 @@ fn mend(pid: Pid, stopped: Stopped, waits: &Waits) -> std::result::Result<Stoppe
         Ok(()) => Ok(stopped),
         Err(error) => Err((error, None)),
     }
+}
+
+/// How long a call that goes on has to sleep before it counts as one that has time left. The timer of one that has none comes at once.
+const ASLEEP: Duration = Duration::from_millis(1);
+
+/// Lets a poll go on whose time may be up, until it has returned or sleeps again: only the kernel knows (see [`Waits::may_be_over`]).
+///
+/// The kernel restarts the call, so the thread stops at its entry and at its exit.
+fn let_time_out(pid: Pid, stopped: Stopped, waits: &Waits) -> std::result::Result<Stopped, (Error, Option<Running>)> {
+    let lost = |error: Error| (error, None);
+    let regs = stopped.regs().map_err(lost)?;
+    let tid = stopped.tid();
+    let is_candidate = stopped.reason() == StopReason::Interrupt && restart::by_the_kernel(&regs);
+    if !is_candidate || !waits.may_be_over(pid, tid, &regs, &inject::open_mem(pid).map_err(lost)?) {
+        return Ok(stopped);
+    }
+    let limit = Instant::now() + PATIENCE;
+    let (mut running, mut entered, mut asleep) = (stopped.cont_to_syscall().map_err(lost)?, false, None);
+    loop {
+        running = match running.poll().map_err(lost)? {
+            Ok(Wait::Gone(_)) => return Err(lost(Error::Gone(pid))),
+            Ok(Wait::Stopped(stopped)) => match stopped.reason() {
+                StopReason::Syscall if !entered => {
+                    entered = true;
+                    stopped.cont_to_syscall().map_err(lost)?
+                }
+                StopReason::Interrupt | StopReason::GroupStop(_) => return mend(pid, stopped, waits),
+                _ => {
+                    stopped.interrupt_next().map_err(lost)?;
+                    return settle(pid, stopped.cont().map_err(lost)?, waits);
+                }
+            },
+            Err(running) => running,
+        };
+        let is_inside = entered && matches!(attributes::syscall(pid, tid), Ok(InSyscall::Inside { .. }));
+        asleep = asleep.filter(|_| is_inside).or_else(|| is_inside.then(Instant::now));
+        if asleep.is_some_and(|since| since.elapsed() >= ASLEEP) || Instant::now() >= limit {
+            break;
+        }
+        std::thread::yield_now();
+    }
+    running.interrupt().map_err(lost)?;
+    let stopped = settle(pid, running, waits)?;
+    if stopped.regs().map_err(lost)? == restart::restarted(&regs) {
+        // Else the number of the call would be lost.
+        stopped.set_regs(&regs).map_err(lost)?;
+    }
+    Ok(stopped)
 }
 
 /// Looks at a thread that is in its vDSO, at most.

@@ -1,4 +1,4 @@
-/* Calls with a timeout: each kind once in a child and once in a thread of this process, all at the same time.
+/* Calls with a timeout: each kind once in a child and once in a thread of this process, all at the same time; or polls alone.
  *
  * Before "done", DIR/result has a line for each: who, which, how long it took in nanoseconds of CLOCK_MONOTONIC, what it returned, and errno. The
  * test knows how long none of it existed. */
@@ -8,6 +8,7 @@
 #include <linux/futex.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/epoll.h>
 #include <sys/select.h>
@@ -156,6 +157,7 @@ static const struct {
 	{ "timer", do_timer },
 };
 #define KINDS (sizeof kinds / sizeof *kinds)
+#define POLL 6
 
 static void measure(const char *who, size_t kind)
 {
@@ -197,8 +199,41 @@ static void all(void)
 		;
 }
 
+/* A process sleeps in this call. */
+static void until_in(pid_t pid, long nr)
+{
+	char path[64], call[32] = "";
+	snprintf(path, sizeof path, "/proc/%d/syscall", pid);
+	while (strtol(call, NULL, 10) != nr) {
+		sched_yield();
+		FILE *file = fopen(path, "re");
+		if (!file || !fgets(call, sizeof call, file) || fclose(file))
+			die(path);
+	}
+}
+
+/* Two polls: one that nothing has interrupted, and one in a job that was stopped for a moment. */
+static void overdue(void)
+{
+	for (int stopped = 0; stopped < 2; stopped++) {
+		pid_t job = fork();
+		int status;
+		if (!job) {
+			measure(stopped ? "stopped" : "undisturbed", POLL);
+			_exit(0);
+		}
+		until_in(job, SYS_poll);
+		if (stopped && !kill(job, SIGSTOP) && waitpid(job, &status, WUNTRACED) == job && !kill(job, SIGCONT))
+			until_in(job, SYS_restart_syscall);
+	}
+	pause_here();
+	while (wait(NULL) > 0)
+		;
+}
+
 static const struct check checks[] = {
 	{ "all", all },
+	{ "overdue", overdue },
 };
 
 int main(int argc, char **argv)
