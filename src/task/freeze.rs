@@ -163,7 +163,7 @@ fn ended(pid: Pid, tid: Tid) -> bool {
 }
 
 /// How long a process may take to stop.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Waits for a stop, and mends what it broke. A process in vfork does not stop before its child, which may be stopped already, goes
 /// on. What has not stopped comes back with the error.

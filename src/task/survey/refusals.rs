@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{Alive, Life, Survey, TaskFacts};
 use crate::error::{Errno, Error, Refusal, Result};
@@ -12,7 +12,7 @@ use crate::ids::{Pgid, Pid, Sid};
 use crate::mem::segment;
 use crate::procfs::{self, Mapping, Namespaces, Sharing, Stat, State, Status, attributes, tree};
 use crate::sys::process::{KcmpType, kcmp};
-use crate::task::sharing;
+use crate::task::{freeze, sharing};
 
 pub(super) fn refuse<T>(pid: Pid, comm: String, kind: impl Into<String>, remedy: impl Into<String>) -> Result<T> {
     Err(Error::Refused(Refusal { pid, comm, fd: None, kind: kind.into(), remedy: remedy.into() }))
@@ -176,14 +176,13 @@ fn shares_memory(a: Pid, b: Pid) -> bool {
     kcmp(a.into(), b.into(), KcmpType::Vm, 0, 0).is_ok_and(|order| order.is_eq())
 }
 
-/// Page faults and disk reads show this state for moments: it counts only when it lasts for 100 ms.
+/// Page faults and disk reads show this state for moments: it counts only when it lasts as long as a stop may.
 fn still_in_disk_sleep(task: &TaskFacts) -> Result<bool> {
+    const LOOK: Duration = Duration::from_millis(5);
+    let deadline = Instant::now() + freeze::PATIENCE;
     let mut state = task.stat.state;
-    for _ in 0..20 {
-        if state != State::DiskSleep {
-            return Ok(false);
-        }
-        std::thread::sleep(Duration::from_millis(5));
+    while state == State::DiskSleep && Instant::now() < deadline {
+        std::thread::sleep(LOOK);
         state = match Stat::read(task.pid) {
             Ok(stat) => stat.state,
             Err(Error::Gone(_)) => return Ok(false),
