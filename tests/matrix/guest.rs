@@ -43,10 +43,10 @@ pub fn main() {
     let mut verdicts = Vec::new();
     for task in &job.tasks {
         println!("{}: starts", task.name);
-        let begin = Instant::now();
+        let (begin, idle_before) = (Instant::now(), idle_seconds());
         let ending = run(task);
-        let seconds = begin.elapsed().as_secs_f64();
-        println!("{}: {ending:?} after {seconds:.1} s", task.name);
+        let (seconds, idle) = (begin.elapsed().as_secs_f64(), idle_seconds() - idle_before);
+        println!("{}: {ending:?} after {seconds:.1} s, {idle:.1} s of them idle", task.name);
         verdicts.push(Verdict { name: task.name.clone(), ending, seconds });
         fs::write(VERDICTS, serde_json::to_vec(&verdicts).unwrap()).unwrap();
         // After each, so that the host has them if a later one takes the machine down.
@@ -148,6 +148,12 @@ fn processes() -> BTreeMap<i32, String> {
         Some((pid, format!("[{wchan}] {}", String::from_utf8_lossy(&words).replace('\0', " "))))
     };
     pids.filter_map(line).collect()
+}
+
+/// How long the processor has had nothing to do since the boot: proc_uptime(5).
+fn idle_seconds() -> f64 {
+    let text = fs::read_to_string("/proc/uptime").unwrap();
+    text.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
 fn save(keep: Option<&Path>) -> std::io::Result<()> {

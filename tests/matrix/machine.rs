@@ -82,7 +82,8 @@ impl Drop for Machine {
 fn start(engine: Engine, boot: &Boot, initrd: &Path, disk: &Path, console: &Path) -> Machine {
     let (accel, cpu) = match engine {
         Engine::Kvm => ("kvm", "host"),
-        Engine::Tcg => ("tcg", "max"),
+        // In emulation a kernel that has them copies byte by byte, and walks a level more of page tables.
+        Engine::Tcg => ("tcg", "max,erms=off,fsrm=off,la57=off"),
     };
     // The machine ends with us, however we end.
     let mut command = Command::new("setpriv");
