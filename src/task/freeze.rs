@@ -224,8 +224,9 @@ fn let_time_out(pid: Pid, stopped: Stopped, waits: &Waits) -> std::result::Resul
         return Ok(stopped);
     }
     let limit = Instant::now() + PATIENCE;
-    let (mut running, mut entered, mut asleep) = (stopped.cont_to_syscall().map_err(lost)?, false, None);
-    loop {
+    let (mut entered, mut asked, mut asleep) = (false, false, None);
+    let mut running = stopped.cont_to_syscall().map_err(lost)?;
+    let stopped = loop {
         running = match running.poll().map_err(lost)? {
             Ok(Wait::Gone(_)) => return Err(lost(Error::Gone(pid))),
             Ok(Wait::Stopped(stopped)) => match stopped.reason() {
@@ -233,23 +234,24 @@ fn let_time_out(pid: Pid, stopped: Stopped, waits: &Waits) -> std::result::Resul
                     entered = true;
                     stopped.cont_to_syscall().map_err(lost)?
                 }
-                StopReason::Interrupt | StopReason::GroupStop(_) => return mend(pid, stopped, waits),
+                StopReason::Interrupt | StopReason::GroupStop(_) => break mend(pid, stopped, waits)?,
+                // It takes the place of the one that was asked for, if that was so.
                 _ => {
                     stopped.interrupt_next().map_err(lost)?;
-                    return settle(pid, stopped.cont().map_err(lost)?, waits);
+                    break settle(pid, stopped.cont().map_err(lost)?, waits)?;
                 }
             },
+            Err(running) if Instant::now() >= limit => break settle(pid, running, waits)?,
             Err(running) => running,
         };
         let is_inside = entered && matches!(attributes::syscall(pid, tid), Ok(InSyscall::Inside { .. }));
         asleep = asleep.filter(|_| is_inside).or_else(|| is_inside.then(Instant::now));
-        if asleep.is_some_and(|since| since.elapsed() >= ASLEEP) || Instant::now() >= limit {
-            break;
+        if !asked && asleep.is_some_and(|since| since.elapsed() >= ASLEEP) {
+            running.interrupt().map_err(lost)?;
+            asked = true;
         }
         std::thread::yield_now();
-    }
-    running.interrupt().map_err(lost)?;
-    let stopped = settle(pid, running, waits)?;
+    };
     if stopped.regs().map_err(lost)? == restart::restarted(&regs) {
         // Else the number of the call would be lost.
         stopped.set_regs(&regs).map_err(lost)?;
