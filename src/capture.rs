@@ -42,6 +42,8 @@ pub struct Captured {
     pub pid: Pid,
     pub pidfd: OwnedFd,
     pub tracee: Infected,
+    /// The thread that has the parasite in it: the leader, or another where that has ended.
+    pub host: Tid,
     /// The other threads, about to go on with what they were doing.
     threads: Vec<Stopped>,
     /// As they were before the parasite came.
@@ -134,7 +136,7 @@ struct Known {
     pidfd: OwnedFd,
     /// Its memory.
     mem: File,
-    leader: Stopped,
+    host: Stopped,
     threads: Vec<(Stopped, ThreadFacts)>,
     outside: Outside,
     descriptors: Vec<Descriptor>,
@@ -149,7 +151,9 @@ pub fn capture(frozen: Frozen, survey: &Survey, waits: &Waits, mode: SurveyMode,
     let mut tables: Vec<Table<'_>> = known.iter().map(Known::table).collect();
     let flight = Flight::find(&tables, mode)?;
     tables.push(flight.table());
-    let ofds = ofd::group(tables.iter().flat_map(|table| table.descriptors.iter().map(|one| (table.pid, one))))?;
+    let ofds = ofd::group(
+        tables.iter().flat_map(|table| table.descriptors.iter().map(|one| (table.pid, table.seen.into(), one))),
+    )?;
     let sockets = Sockets::find(&tables, &ofds, mode, &allowed.let_go)?;
     let stats: Vec<&Stat> = known.iter().map(|known| &known.outside.stat).collect();
     let terminals = Terminals::find(&tables, &ofds, &stats)?;
@@ -164,7 +168,7 @@ pub fn capture(frozen: Frozen, survey: &Survey, waits: &Waits, mode: SurveyMode,
         known.iter().try_for_each(refuse_without_vdso)?;
         refuse_directories(&known)?;
     }
-    sharing::record(&mut images, &known.iter().map(|known| known.pid).collect::<Vec<Pid>>())?;
+    sharing::record(&mut images, &known.iter().map(|known| (known.pid, known.host.tid())).collect::<Vec<_>>())?;
     let removed = Removed::new((mode == SurveyMode::Dump).then_some(allowed.removed_bytes));
     let mut ids = FileIds::after(&ofds, removed);
     let tree = known.iter().map(|known| known.pid).chain(zombies.iter().copied()).collect();
@@ -177,7 +181,7 @@ pub fn capture(frozen: Frozen, survey: &Survey, waits: &Waits, mode: SurveyMode,
     for pid in zombies {
         record::record_zombie(&mut images, &Stat::read(pid)?, &Status::read(pid)?);
     }
-    semaphores::record(&mut images, &processes.iter().map(|process| process.pid).collect::<Vec<Pid>>())?;
+    semaphores::record(&mut images, &processes.iter().map(|process| (process.pid, process.host)).collect::<Vec<_>>())?;
     sort_parents_first(&mut images, survey.root);
     // A shell whose job has just ended is in the background for a moment, which another look settles.
     let readers = if mode == SurveyMode::Dump { reader::jobs(&images)? } else { Vec::new() };
@@ -190,14 +194,15 @@ impl Known {
     }
 
     fn table(&self) -> Table<'_> {
-        Table { pid: self.pid, comm: &self.comm, pidfd: self.pidfd.as_fd(), descriptors: &self.descriptors }
+        let (seen, pidfd) = (Pid(self.host.tid().0), self.pidfd.as_fd());
+        Table { pid: self.pid, seen, comm: &self.comm, pidfd, descriptors: &self.descriptors }
     }
 }
 
 /// Adds what only a tracer is told to what the survey says of a process.
 fn look(process: FrozenProcess, survey: &Survey, waits: &Waits) -> Result<Known> {
-    let FrozenProcess { pid, pidfd, leader, threads } = process;
-    let stop_signal = match leader.reason() {
+    let FrozenProcess { pid, pidfd, host, threads } = process;
+    let stop_signal = match host.reason() {
         StopReason::GroupStop(signal) => Some(signal),
         _ => None,
     };
@@ -206,26 +211,26 @@ fn look(process: FrozenProcess, survey: &Survey, waits: &Waits) -> Result<Known>
     if alive.maps.iter().any(is_parasite) {
         return Err(Error::Leaving(pid));
     }
-    let mem = crate::inject::open_mem(pid)?;
-    let outside = Outside::read(facts, alive, stop_signal, ThreadFacts::read(pid, &leader, &mem, waits)?)?;
+    let mem = crate::inject::open_mem(host.tid())?;
+    let outside = Outside::read(facts, alive, stop_signal, ThreadFacts::read(pid, host.tid(), &host, &mem, waits)?)?;
     let with_facts = |thread: Stopped| {
-        let facts = ThreadFacts::read(pid, &thread, &mem, waits)?;
+        let facts = ThreadFacts::read(pid, host.tid(), &thread, &mem, waits)?;
         Ok((thread, facts))
     };
     let threads = threads.into_iter().map(with_facts).collect::<Result<_>>()?;
     let descriptors = alive.descriptors.clone();
     let comm = outside.stat.comm_text();
-    Ok(Known { pid, pidfd, mem, leader, threads, outside, descriptors, comm })
+    Ok(Known { pid, pidfd, mem, host, threads, outside, descriptors, comm })
 }
 
 fn refuse_directories(known: &[Known]) -> Result<()> {
-    let leaders: Vec<Pid> = known.iter().map(|known| known.pid).collect();
+    let hosts: Vec<Tid> = known.iter().map(|known| known.host.tid()).collect();
     let mut owners = Vec::new();
     for (known, facts) in known.iter().flat_map(|known| known.threads.iter().map(move |(_, facts)| (known, facts))) {
         let owner = |directories| Owner { pid: known.pid, tid: facts.tid, comm: &known.comm, directories };
         owners.extend(facts.directories.as_ref().map(owner));
     }
-    directories::refuse_unsupported(&owners, &leaders)
+    directories::refuse_unsupported(&owners, &hosts)
 }
 
 /// A restore works from the vDSO's tail and cannot take the vDSO away in the end.
@@ -299,12 +304,17 @@ pub fn release(processes: Vec<Captured>) -> Result<()> {
 }
 
 impl Captured {
+    /// The thread whose directory of /proc shows the process.
+    pub fn seen(&self) -> Pid {
+        Pid(self.host.0)
+    }
+
     /// The process was killed: nothing is put back, and its threads are reaped, the leader last, which only ends when all others have.
     pub fn reap_killed(self) {
         let tids: Vec<Tid> = self.threads.iter().map(Stopped::tid).collect();
         self.tracee.forget_killed();
         self.threads.into_iter().for_each(Stopped::forget_killed);
-        for tid in tids.into_iter().chain([self.pid.into()]) {
+        for tid in tids.into_iter().chain([self.host, self.pid.into()]) {
             let _ = ptrace::wait(tid, ptrace::WaitMode::Block);
         }
     }

@@ -154,19 +154,19 @@ fn read_pages(writer: &mut Writer, session: &mut Tree, stash: &mut Stash) -> Res
     let stored: Vec<Vec<PageRange>> =
         memories.iter().map(|memory| inherit::subtract(&memory.all, &memory.common)).collect();
     let wish = |(memory, ranges)| {
-        let Memory { pid, access, .. }: &Memory = memory;
-        Wish { pid: *pid, ranges, access: *access }
+        let Memory { seen, access, .. }: &Memory = memory;
+        Wish { pid: *seen, ranges, access: *access }
     };
     let wishes: Vec<Wish<'_>> = memories.iter().zip(stored.iter().map(Vec::as_slice)).map(wish).collect();
     let places = stash.read_all(&wishes)?;
     let mut pending = Vec::new();
-    for ((Memory { pid, common, access, .. }, ranges), place) in memories.into_iter().zip(&stored).zip(places) {
+    for ((Memory { pid, seen, common, access, .. }, ranges), place) in memories.into_iter().zip(&stored).zip(places) {
         let id = pid.0 as u32;
         match place {
             Some(place) => pending.push(Pending { id, place }),
             None => {
                 let file = writer.pages_file(id)?;
-                writer.set_pages(id, copy::copy(pid, ranges, access, &file)?);
+                writer.set_pages(id, copy::copy(seen, ranges, access, &file)?);
             }
         }
         session.images.pagemaps.insert(id, inherit::to_pagemap(id, ranges, &common));
@@ -177,6 +177,8 @@ fn read_pages(writer: &mut Writer, session: &mut Tree, stash: &mut Stash) -> Res
 /// Which pages a process has, which of them are its parent's too, and how they are to be read.
 struct Memory {
     pid: Pid,
+    /// The thread whose directory of /proc shows it.
+    seen: Pid,
     all: Vec<PageRange>,
     common: Vec<PageRange>,
     access: Access,
@@ -187,15 +189,15 @@ fn compare(session: &mut Tree) -> Result<Vec<Memory>> {
     let mut memories: Vec<Memory> = Vec::new();
     for process in &session.processes {
         let (pid, id) = (process.pid, process.pid.0 as u32);
-        let mut map = PageMap::open(pid)?;
+        let mut map = PageMap::open(process.seen())?;
         record_guards(&mut session.images, id, &map);
         let all = own_pages(process, &mut map)?;
-        let mut memory = Memory { pid, all, common: Vec::new(), access: Access::Pin };
+        let mut memory = Memory { pid, seen: process.seen(), all, common: Vec::new(), access: Access::Pin };
         let parent = parent(&session.images, id);
         let theirs = parent.and_then(|parent| memories.iter_mut().find(|memory| memory.pid.0 as u32 == parent));
         if let Some(theirs) = theirs {
             let candidates = inherit::candidates(&theirs.all, &memory.all, &process.mappings);
-            memory.common = inherit::common(theirs.pid, pid, &candidates)?;
+            memory.common = inherit::common(theirs.seen, memory.seen, &candidates)?;
             if !memory.common.is_empty() {
                 (theirs.access, memory.access) = (Access::Leave, Access::Leave);
                 own_task(&mut session.images, id).into_iter().for_each(|own| own.pages_of = parent);
@@ -216,7 +218,7 @@ fn own_task(images: &mut Images, pid: u32) -> Option<&mut pb::PtyagentTask> {
 
 /// Copies the memory that the tree shares, each object once.
 fn read_shared(writer: &mut Writer, session: &mut Tree) -> Result<()> {
-    let tree = || session.processes.iter().map(|process| (process.pid, process.mappings.as_slice()));
+    let tree = || session.processes.iter().map(|process| (process.seen(), process.mappings.as_slice()));
     segment::record(&mut session.images, tree())?;
     let objects = shared::objects(tree());
     shared::refuse_outside(&objects, &session.processes.iter().map(|process| process.pid).collect())?;

@@ -48,7 +48,7 @@ fn by_the_last_resort() {
 
 fn infect(pid: Pid) -> Infected {
     let frozen = freeze(pid, &Waits::default()).unwrap();
-    let FrozenProcess { pidfd, leader, .. } = frozen.processes.into_iter().next().unwrap();
+    let FrozenProcess { pidfd, host: leader, .. } = frozen.processes.into_iter().next().unwrap();
     let entry = Entry {
         pid,
         pidfd: &pidfd,

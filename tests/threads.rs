@@ -6,7 +6,9 @@ mod support;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ptyagent::ids::Tid;
 use ptyagent::image::{Images, pb};
+use ptyagent::sys::process::pidfd_open_thread;
 use support::{
     EndSession, PATIENCE, TempDir, Victim, dump_running, ptyagent, quiet_snapshot, report, restore, serial, subreaper,
     times, until, with_timeout,
@@ -58,10 +60,32 @@ fn a_hundred_threads() {
 
 #[test]
 fn busy_threads_go_on() {
-    with_timeout(LIMIT, || {
+    go_on("busy");
+}
+
+#[test]
+fn busy_threads_without_their_main_one_go_on() {
+    go_on("headless");
+}
+
+/// Whether this kernel shows a process through any of its threads.
+fn is_seen(mode: &str) -> bool {
+    let me = nix::unistd::gettid().as_raw();
+    let seen = mode != "headless" || pidfd_open_thread(Tid(me)).is_ok();
+    if !seen {
+        support::skip("this kernel shows a process through its main thread alone");
+    }
+    seen
+}
+
+fn go_on(mode: &'static str) {
+    if !is_seen(mode) {
+        return;
+    }
+    with_timeout(LIMIT, move || {
         let _serial = serial();
         let _subreaper = subreaper();
-        let mut victim = Victim::run("threads", "busy");
+        let mut victim = Victim::run("threads", mode);
         let pid = victim.pid();
         let _end = EndSession(pid);
         victim.wait_for_rounds(3);
@@ -80,11 +104,23 @@ fn busy_threads_go_on() {
     });
 }
 
-/// No inspection, and no dump that leaves them running, is noticed by any thread.
 #[test]
 fn busy_threads_are_not_harmed() {
-    with_timeout(LIMIT, || {
-        let victim = Victim::run("threads", "busy");
+    are_not_harmed("busy");
+}
+
+#[test]
+fn busy_threads_without_their_main_one_are_not_harmed() {
+    are_not_harmed("headless");
+}
+
+/// No inspection, and no dump that leaves them running, is noticed by any thread.
+fn are_not_harmed(mode: &'static str) {
+    if !is_seen(mode) {
+        return;
+    }
+    with_timeout(LIMIT, move || {
+        let victim = Victim::run("threads", mode);
         victim.wait_for_rounds(3);
         let before = quiet_snapshot(victim.pid());
         let place = TempDir::new();

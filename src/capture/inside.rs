@@ -1,4 +1,4 @@
-//! What the processes are asked inside: the parasite goes into each, its leader answers on the way in, the other threads in visits.
+//! What the processes are asked inside: the parasite goes into each, its host answers on the way in, the other threads in visits.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -8,7 +8,7 @@ use crate::error::{Error, Refusal, Result};
 use crate::files::dump::FileIds;
 use crate::files::kind::Descriptor;
 use crate::files::transfer::{self, Caller};
-use crate::ids::Pid;
+use crate::ids::{Pid, Tid};
 use crate::image::Images;
 use crate::inject::batch::{Ask, Batch};
 use crate::inject::rest::Transfer;
@@ -24,10 +24,11 @@ use crate::trace::Stopped;
 use crate::tty::record::{self as tty_records, Terminals};
 use crate::wire;
 
-/// A process on the way in, and what its leader is asked there.
+/// A process on the way in, and what its host is asked there.
 struct Entering {
     pid: Pid,
     pidfd: OwnedFd,
+    host: Tid,
     guests: Vec<(Stopped, ThreadFacts)>,
     descriptors: Vec<Descriptor>,
     outside: Outside,
@@ -58,14 +59,26 @@ pub(super) fn infect_and_ask(
     let (mut records, layout) = (tty_records::Records::new(), cpu::layout());
     let mut processes = Vec::new();
     for (one, (tracee, answers)) in entering.into_iter().zip(entered) {
-        let Entering { pid, pidfd, guests, descriptors, outside, signals, identity, policy, thread, timers, ttys } =
-            one;
+        let Entering {
+            pid,
+            pidfd,
+            host,
+            guests,
+            descriptors,
+            outside,
+            signals,
+            identity,
+            policy,
+            thread,
+            timers,
+            ttys,
+        } = one;
         let mappings = outside.mappings.clone();
-        let mut captured = Captured { pid, pidfd, tracee, threads: Vec::new(), mappings };
+        let mut captured = Captured { pid, pidfd, tracee, host, threads: Vec::new(), mappings };
         let comm = outside.stat.comm_text();
         let mut signals = signals.answers(&answers);
         signals.timers.posix = timers.answers(&answers)?;
-        let locks_later = policy::locks_later(pid, &outside.status, captured.tracee.region().start)?;
+        let locks_later = policy::locks_later(outside.seen(), &outside.status, captured.tracee.region().start)?;
         let inside = Inside {
             signals,
             identity: identity.answers(&answers)?,
@@ -90,23 +103,37 @@ pub(super) fn infect_and_ask(
 }
 
 fn arrive(known: Known, terminals: &Terminals) -> Result<(Arrival, Entering)> {
-    let Known { pid, pidfd, mem, leader, threads: guests, outside, descriptors, .. } = known;
+    let Known { pid, pidfd, mem, host, threads: guests, outside, descriptors, .. } = known;
     let mut batch = Batch::new();
     let signals = signals::ask(&mut batch);
     let identity = identity::ask(&mut batch);
     let policy = policy::ask(&mut batch);
     let thread = thread::ask(&mut batch, &outside.thread);
-    let threads = guests.iter().map(|(thread, _)| thread.tid()).chain([pid.into()]).collect();
+    let threads = guests.iter().map(|(thread, _)| thread.tid()).chain([host.tid()]).collect();
     let timers = timers::ask(&mut batch, &outside.timers, threads);
     let ttys = terminals.ask(pid, &mut batch);
-    let arrival = arrival((&pidfd, &mem), leader, &guests, &outside, &descriptors, batch)?;
+    let tid = host.tid();
+    let arrival = arrival((&pidfd, &mem), host, &guests, &outside, &descriptors, batch)?;
     Ok((
         arrival,
-        Entering { pid, pidfd, guests, descriptors, outside, signals, identity, policy, thread, timers, ttys },
+        Entering {
+            pid,
+            pidfd,
+            host: tid,
+            guests,
+            descriptors,
+            outside,
+            signals,
+            identity,
+            policy,
+            thread,
+            timers,
+            ttys,
+        },
     ))
 }
 
-/// Asks a thread that is not the leader; yields it about to go on.
+/// Asks a thread that is not the host; yields it about to go on.
 fn visit(
     captured: &mut Captured,
     stopped: Stopped,
@@ -152,21 +179,21 @@ fn recordable(captured: &Captured, state: &ThreadState, comm: &str, mode: Survey
 
 fn arrival(
     (pidfd, mem): (&OwnedFd, &File),
-    leader: Stopped,
+    host: Stopped,
     guests: &[(Stopped, ThreadFacts)],
     outside: &Outside,
     descriptors: &[Descriptor],
     first: Batch,
 ) -> Result<Arrival> {
     let pid = outside.stat.pid;
-    for (thread, facts) in guests.iter().map(|(thread, facts)| (thread, facts)).chain([(&leader, &outside.thread)]) {
+    for (thread, facts) in guests.iter().map(|(thread, facts)| (thread, facts)).chain([(&host, &outside.thread)]) {
         if let Some(config) = facts.rseq.place() {
             rseq::abort_section(thread, mem, pid, &config)?;
         }
     }
     let comm = outside.stat.comm_text();
     seccomp::refuse_harmful(pid, &comm, &outside.thread.filters, &first)?;
-    suspend_filters(&leader, &outside.thread)?;
+    suspend_filters(&host, &outside.thread)?;
     for (_, facts) in guests {
         let mut batch = Batch::new();
         thread::ask(&mut batch, facts);
@@ -174,14 +201,14 @@ fn arrival(
     }
     let base = layout::hole(layout::ranges(&outside.mappings), wire::REGION_SIZE)
         .ok_or_else(|| Error::failed(format!("process {pid} has no room for the parasite in its address space")))?;
-    let pending = outside.thread.pending(leader.sigmask()?, &outside.process_pending);
+    let pending = outside.thread.pending(host.sigmask()?, &outside.process_pending);
     let places = mem::places(&outside.mappings);
     let left = |transfer: &Transfer| {
         transfer::left(&Caller { pidfd, descriptors, filtered: !outside.thread.filters.is_empty() }, transfer)
     };
     let others = guests.iter().map(|(thread, _)| Ok((thread.tid(), thread.regs()?))).collect::<Result<_>>()?;
     let entry = Entry { pid, pidfd, places, base, placement: Placement::Free, pending, left: &left, others };
-    Arrival::new(leader, &entry, first)
+    Arrival::new(host, &entry, first)
 }
 
 /// While the thread is in our hands.

@@ -24,7 +24,10 @@ use crate::sys::process::pidfd_getfd;
 #[derive(Debug)]
 pub struct Table<'a> {
     pub pid: Pid,
+    /// The thread whose directory of /proc shows the table.
+    pub seen: Pid,
     pub comm: &'a str,
+    /// Of that thread.
     pub pidfd: BorrowedFd<'a>,
     pub descriptors: &'a [Descriptor],
 }
@@ -266,7 +269,7 @@ impl Recorder<'_> {
     /// A description of a memory file.
     fn memfd(&mut self, description: &Description<'_>) -> Result<pb::FileEntry> {
         let Description { table, descriptor, id, flags, fown, .. } = *description;
-        let link = crate::procfs::path(table.pid, &format!("fd/{}", descriptor.fd));
+        let link = crate::procfs::path(table.seen, &format!("fd/{}", descriptor.fd));
         let holder = Holder { pid: table.pid, comm: table.comm, fd: Some(descriptor.fd.0) };
         let inode_id = self.ids.memfds.of(self.images, &link, &descriptor.link, holder)?;
         Ok(memfd::entry(id.0, inode_id, flags, descriptor.info.pos.max(0) as u64, fown))
@@ -275,7 +278,7 @@ impl Recorder<'_> {
     /// A description of a removed file.
     fn removed(&mut self, description: &Description<'_>) -> Result<pb::FileEntry> {
         let Description { table, descriptor, id, .. } = description;
-        let link = crate::procfs::path(table.pid, &format!("fd/{}", descriptor.fd));
+        let link = crate::procfs::path(table.seen, &format!("fd/{}", descriptor.fd));
         let holder = Holder { pid: table.pid, comm: table.comm, fd: Some(descriptor.fd.0) };
         self.ids.removed.keep(self.images, id.0, &link, removed::name(&descriptor.link), holder)?;
         Ok(regular::record(description))

@@ -111,7 +111,7 @@ fn target<'a>(
         if !seen.insert(*id) {
             continue;
         }
-        let same = event::is_watched(table.pid.into(), descriptor.fd.0, holder.into(), watched);
+        let same = event::is_watched(table.seen.into(), descriptor.fd.0, description.table.seen.into(), watched);
         if same.during("looking for what an epoll instance watches", Subject::Fd(holder, watched.instance))? {
             return Ok((table, descriptor, *id));
         }

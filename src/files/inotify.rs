@@ -100,7 +100,7 @@ fn by_handle(description: &Description<'_>, watch: &pb::InotifyWdEntry) -> Optio
     let handle = &watch.f_handle;
     let bytes: Vec<u8> = handle.handle.iter().flat_map(|word| word.to_le_bytes()).collect();
     let bytes = bytes.get(..handle.bytes as usize).filter(|bytes| !bytes.is_empty())?;
-    let mounts = mountinfo::read_all(description.table.pid).ok()?;
+    let mounts = mountinfo::read_all(description.table.seen).ok()?;
     mounts.iter().filter(|mount| mount.device == device(watch)).find_map(|mount| {
         let root = open_path(&mount.mount_point, libc::O_RDONLY | libc::O_NONBLOCK).ok()?;
         let found =

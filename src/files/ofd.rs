@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result, Subject};
 use crate::files::kind::Descriptor;
-use crate::ids::{Pid, RemoteFd};
+use crate::ids::{Pid, RemoteFd, Tid};
 use crate::procfs::Device;
 use crate::sys::process::{KcmpType, kcmp};
 
@@ -26,30 +26,30 @@ pub type OfdTable = BTreeMap<(Pid, RemoteFd), OfdId>;
 /// One known OFD and a descriptor that has it.
 struct Known {
     id: OfdId,
-    pid: Pid,
+    thread: Tid,
     fd: RemoteFd,
 }
 
-/// Gives every descriptor its OFD. Exact when all processes are stopped.
+/// Gives every descriptor its OFD: those of processes, each with a living thread. Exact when all are stopped.
 ///
 /// EBADF: a descriptor was closed meanwhile; EPERM: no ptrace access; ENOSYS: the kernel has no kcmp.
-pub fn group<'a>(descriptors: impl IntoIterator<Item = (Pid, &'a Descriptor)>) -> Result<OfdTable> {
+pub fn group<'a>(descriptors: impl IntoIterator<Item = (Pid, Tid, &'a Descriptor)>) -> Result<OfdTable> {
     let mut alike: BTreeMap<(Device, u64, i32, u32), Vec<Known>> = BTreeMap::new();
     let mut table = OfdTable::new();
     let mut next = 1;
-    for (pid, descriptor) in descriptors {
+    for (pid, thread, descriptor) in descriptors {
         let (stat, info, fd) = (&descriptor.stat, &descriptor.info, descriptor.fd);
         let key = (stat.device, stat.inode, info.mnt_id, info.flags & (libc::O_ACCMODE | libc::O_PATH) as u32);
         let known = match alike.entry(key) {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(entry) => entry.insert(Vec::new()),
         };
-        let id = match search(known, pid, fd)? {
+        let id = match search(known, thread, fd)? {
             Ok(id) => id,
             Err(at) => {
                 let id = OfdId(next);
                 next += 1;
-                known.insert(at, Known { id, pid, fd });
+                known.insert(at, Known { id, thread, fd });
                 id
             }
         };
@@ -59,11 +59,11 @@ pub fn group<'a>(descriptors: impl IntoIterator<Item = (Pid, &'a Descriptor)>) -
 }
 
 /// The OFD of a descriptor among those of `known`, which is sorted by kcmp, or where it belongs.
-fn search(known: &[Known], pid: Pid, fd: RemoteFd) -> Result<std::result::Result<OfdId, usize>> {
+fn search(known: &[Known], thread: Tid, fd: RemoteFd) -> Result<std::result::Result<OfdId, usize>> {
     let (mut low, mut high) = (0, known.len());
     while let Some(middle) = known.get((low + high) / 2).filter(|_| low < high) {
         let at = (low + high) / 2;
-        match compare((middle.pid, middle.fd), (pid, fd))? {
+        match compare((middle.thread, middle.fd), (thread, fd))? {
             Ordering::Equal => return Ok(Ok(middle.id)),
             Ordering::Less => low = at + 1,
             Ordering::Greater => high = at,
@@ -72,10 +72,10 @@ fn search(known: &[Known], pid: Pid, fd: RemoteFd) -> Result<std::result::Result
     Ok(Err(low))
 }
 
-fn compare(a: (Pid, RemoteFd), b: (Pid, RemoteFd)) -> Result<Ordering> {
+fn compare(a: (Tid, RemoteFd), b: (Tid, RemoteFd)) -> Result<Ordering> {
     let index = |fd: RemoteFd| fd.0 as u64;
-    kcmp(a.0.into(), b.0.into(), KcmpType::File, index(a.1), index(b.1))
-        .map_err(|errno| Error::sys("comparing an open file", Subject::Fd(b.0, b.1.0), errno))
+    kcmp(a.0, b.0, KcmpType::File, index(a.1), index(b.1))
+        .map_err(|errno| Error::sys("comparing an open file", Subject::Fd(Pid(b.0.0), b.1.0), errno))
 }
 
 #[cfg(test)]
@@ -92,7 +92,7 @@ mod tests {
         let files = [first.try_clone().unwrap(), File::open("/dev/null").unwrap(), first.try_clone().unwrap(), first];
         let read = |file: &File| Descriptor::read(pid, RemoteFd(file.as_raw_fd())).unwrap().unwrap();
         let descriptors: Vec<Descriptor> = files.iter().map(read).collect();
-        let table = group(descriptors.iter().map(|descriptor| (pid, descriptor))).unwrap();
+        let table = group(descriptors.iter().map(|descriptor| (pid, pid.into(), descriptor))).unwrap();
         let ids: Vec<u32> = descriptors.iter().map(|descriptor| table[&(pid, descriptor.fd)].0).collect();
         assert_eq!(ids, [1, 2, 1, 1]);
     }
@@ -106,7 +106,7 @@ mod tests {
         let pid = Pid(child.id() as i32);
         let mine = Descriptor::read(me, RemoteFd(reader.as_raw_fd())).unwrap().unwrap();
         let theirs = Descriptor::read(pid, RemoteFd(0)).unwrap().unwrap();
-        let table = group([(me, &mine), (pid, &theirs)]).unwrap();
+        let table = group([(me, me.into(), &mine), (pid, pid.into(), &theirs)]).unwrap();
         assert_eq!(table[&(me, mine.fd)], table[&(pid, RemoteFd(0))]);
         drop(writer);
         child.wait().unwrap();
@@ -118,7 +118,7 @@ mod tests {
         let file = File::open("/dev/null").unwrap();
         let descriptor = Descriptor::read(pid, RemoteFd(file.as_raw_fd())).unwrap().unwrap();
         let closed = Descriptor { fd: RemoteFd(99_999), ..descriptor.clone() };
-        let error = group([(pid, &descriptor), (pid, &closed)]).unwrap_err();
+        let error = group([(pid, pid.into(), &descriptor), (pid, pid.into(), &closed)]).unwrap_err();
         assert!(error.to_string().contains("descriptor 99999"), "{error}");
     }
 }

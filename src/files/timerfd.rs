@@ -20,7 +20,7 @@ const SECOND: i64 = 1_000_000_000;
 /// The entry of a timerfd as it is now, and our own part of it.
 pub fn record(description: &Description<'_>, own: &mut pb::PtyagentOfd) -> Result<pb::FileEntry> {
     let read = || -> Result<pb::TimerfdEntry> {
-        let info = FdInfo::read(description.table.pid, description.descriptor.fd)?;
+        let info = FdInfo::read(description.table.seen, description.descriptor.fd)?;
         let unexpected = || Error::unexpected("the fdinfo of a timerfd", format!("{:?}", info.extra));
         parse(&info).ok_or_else(unexpected)
     };

@@ -22,7 +22,7 @@ use crate::wire;
 /// What the caller knows about a tracee that is to be infected.
 pub struct Entry<'a> {
     pub pid: Pid,
-    /// The process's pidfd, to fetch the memfd through.
+    /// The pidfd of the process or thread, to fetch the memfd through.
     pub pidfd: &'a OwnedFd,
     /// Where the entry code may go, best first.
     pub places: Vec<Place>,
@@ -43,7 +43,7 @@ pub fn nothing_left(_: &Transfer) -> Left {
 }
 
 impl Infected {
-    /// Brings the parasite into a stopped thread group leader.
+    /// Brings the parasite into a stopped thread, the leader of its group or the one that stands for it.
     ///
     /// On an error the tracee has been given back what it had and was released; it runs on.
     pub fn infect(stopped: Stopped, entry: &Entry<'_>) -> Result<Infected> {
@@ -132,13 +132,13 @@ impl Resumption {
     }
 }
 
-/// /proc/PID/mem, through which text that is not writable can be written by a tracer.
-pub fn open_mem(pid: Pid) -> Result<File> {
+/// /proc/TID/mem of a living thread, through which text that is not writable can be written by a tracer.
+pub fn open_mem(tid: Tid) -> Result<File> {
     File::options()
         .read(true)
         .write(true)
-        .open(format!("/proc/{pid}/mem"))
-        .during("opening the memory", Subject::Pid(pid))
+        .open(format!("/proc/{tid}/mem"))
+        .during("opening the memory", Subject::Tid(tid))
 }
 
 /// The registers that make a call from the stub at `at`, all others as in `back`.
@@ -244,11 +244,11 @@ enum Mapped {
 }
 
 impl Arrival {
-    /// Looks where a stopped thread group leader is and where it can be entered. `first` is run on the way in; no call of it may end it early
+    /// Looks where a stopped thread is and where it can be entered. `first` is run on the way in; no call of it may end it early
     /// ([`Batch::must`]), because a call behind it ends the way in.
     pub fn new(stopped: Stopped, entry: &Entry<'_>, first: Batch) -> Result<Arrival> {
         let at_stop = ThreadState::of(&stopped)?;
-        let mem = open_mem(entry.pid)?;
+        let mem = open_mem(stopped.tid())?;
         let room = Room::find(&mem, entry.pid, &entry.places)?;
         let threads = || entry.others.values().chain([&at_stop.regs]);
         if threads().any(|regs| room.holds(regs.rip)) {

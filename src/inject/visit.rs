@@ -71,6 +71,19 @@ impl Infected {
     }
 }
 
+impl Infected {
+    /// Lets a stopped thread of the process go into a call that it does not return from. `mask` is its signal mask from then on.
+    pub fn last_call(&mut self, stopped: Stopped, nr: i64, argument: u64, mask: u64) -> Result<()> {
+        let regs = stopped.regs()?;
+        let at = self.room.place(&self.mem, self.pid, Slot::Even, &[], &WayBack { regs, sigmask: mask })?;
+        stopped.set_regs(&enter::calling(&regs, at, nr, [argument, 0, 0, 0, 0, 0]))?;
+        stopped.set_sigmask(ALL_SIGNALS)?;
+        let entered = enter::syscall_stop(stopped.cont_to_syscall()?, &mut self.owed_stop)?;
+        entered.set_sigmask(mask)?;
+        entered.release()
+    }
+}
+
 impl Guest<'_> {
     /// The thread's state at the stop, with a call that the stop broke made good: what the images record.
     pub fn original(&self) -> &ThreadState {

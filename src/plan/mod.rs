@@ -21,6 +21,7 @@ use crate::error::{Error, Result};
 use crate::image::{Images, pb};
 use crate::mem::pages::PAGE;
 use crate::mem::{segment, shared, status};
+use crate::task::leader;
 use crate::task::record::{DEAD, STOPPED};
 use crate::tty::record::is_hung_up;
 
@@ -90,7 +91,12 @@ pub fn plan(images: &Images, dir: &Path) -> Result<Plan> {
             steps.push(Step::Map { pid: task.pid, from: heirs.get(&task.pid).copied() });
         }
         steps.push(Step::Build { pid: task.pid });
-        steps.extend(task.threads.iter().map(|tid| Step::CreateThread { pid: task.pid, tid: *tid }));
+        let host = leader::host(images, task.pid);
+        if host != task.pid {
+            steps.push(Step::EndMainThread { pid: task.pid, host });
+        }
+        let threads = task.threads.iter().filter(|tid| **tid != host);
+        steps.extend(threads.map(|tid| Step::CreateThread { pid: task.pid, tid: *tid }));
         steps.push(Step::Identify { pid: task.pid });
     }
     for index in living(images) {

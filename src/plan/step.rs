@@ -86,6 +86,11 @@ pub enum Step {
         pid: u32,
         tid: u32,
     },
+    /// The main thread of a built process makes another one, which has the parasite from here on, and ends.
+    EndMainThread {
+        pid: u32,
+        host: u32,
+    },
     /// Its credentials, after which a process may do less.
     Identify {
         pid: u32,
@@ -150,6 +155,7 @@ impl fmt::Display for Step {
             }
             Step::Build { pid } => write!(f, "build process {pid}: descriptors, signals"),
             Step::CreateThread { pid, tid } => write!(f, "create thread {tid} of process {pid}"),
+            Step::EndMainThread { pid, host } => write!(f, "end the main thread of process {pid}, and go on in {host}"),
             Step::Identify { pid } => write!(f, "give process {pid} its credentials"),
             Step::Die { pid, status } => write!(f, "end process {pid} with status {status:#x}"),
             Step::HangUp { index } => write!(f, "hang up pseudoterminal {index}"),

@@ -6,6 +6,7 @@ use std::path::Path;
 use crate::error::Result;
 use crate::image::{Images, pb};
 use crate::mem::inherit;
+use crate::task::leader;
 use crate::task::record::STOPPED;
 
 use super::inconsistent;
@@ -96,7 +97,11 @@ impl Task {
 pub(super) fn validate_task(images: &Images, pid: u32, dir: &Path) -> Result<()> {
     let missing = |what: &str| inconsistent(dir, format!("process {pid} has no {what}"));
     let core = images.cores.get(&pid).ok_or_else(|| missing("registers"))?;
-    core.thread_info.as_ref().ok_or_else(|| missing("registers"))?;
+    if leader::exit_status(images, pid).is_none() {
+        core.thread_info.as_ref().ok_or_else(|| missing("registers"))?;
+    } else if leader::host(images, pid) == pid || core.tc.as_ref().is_none_or(|task| task.task_state == STOPPED) {
+        return Err(missing("thread that lives"));
+    }
     core.thread_core.as_ref().ok_or_else(|| missing("thread state"))?;
     let mm = images.mm.get(&pid).ok_or_else(|| missing("memory map"))?;
     images.fs.get(&pid).ok_or_else(|| missing("directories"))?;

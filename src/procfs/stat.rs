@@ -117,6 +117,12 @@ impl Stat {
         Stat::parse(&bytes.map_err(|error| failure("reading the stat of a thread", pid, &error))?)
     }
 
+    /// What a process is like whose leader, a zombie, shows this, and another thread `seen`.
+    pub fn of_leader(self, seen: Stat) -> Stat {
+        let Stat { pid, comm, nice, start_time, exit_signal, rt_priority, policy, exit_code, .. } = self;
+        Stat { pid, comm, nice, start_time, exit_signal, rt_priority, policy, exit_code, ..seen }
+    }
+
     /// The comm begins at the first parenthesis and ends at the last: it may hold parentheses, blanks and newlines itself.
     pub fn parse(text: &[u8]) -> Result<Stat> {
         let malformed = || Error::unexpected("the stat of a process", lossy(text));

@@ -20,6 +20,11 @@ pub fn threads(pid: Pid) -> Result<Vec<Tid>> {
     Ok(threads)
 }
 
+/// The first of these threads of a process that has not ended.
+pub fn first_living(pid: Pid, threads: &[Tid]) -> Option<Tid> {
+    threads.iter().copied().find(|tid| Stat::read_thread(pid, *tid).is_ok_and(|stat| !stat.state.is_dead()))
+}
+
 /// The children of all threads of a process, ascending, zombies included.
 ///
 /// Exact only while the tree is frozen: the kernel may skip a child when another one ends meanwhile. Where the kernel has no

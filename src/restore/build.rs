@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use crate::error::{Error, Result};
 use crate::files::restore::Opened;
 use crate::files::{epoll, pidfd};
+use crate::ids::Pid;
 use crate::image::{Images, pb};
 use crate::inject::batch::{Ask, Batch};
 use crate::inject::{ThreadState, restart};
@@ -102,9 +103,10 @@ fn descriptors(stub: &mut Stub, images: &Images, plan: &Plan, pid: u32, holders:
 /// Gives a task its credentials, after which it may do less.
 pub fn identify(stub: &mut Stub, images: &Images, inherited: &Inherited) -> Result<()> {
     let pid = stub.pid.0 as u32;
-    let core = images.cores.get(&pid).ok_or(Error::Gone(stub.pid))?;
+    let host = stub.host.0 as u32;
+    let core = images.cores.get(&host).ok_or(Error::Gone(stub.pid))?;
     let own = images.own_task(pid).cloned().unwrap_or_default();
-    let own_thread = images.own_thread(pid).cloned().unwrap_or_default();
+    let own_thread = images.own_thread(host).cloned().unwrap_or_default();
     let mut batch = Batch::new();
     modes::restore(&mut batch, &own_thread);
     credentials(&mut batch, images, core, &own_thread, inherited);
@@ -112,7 +114,7 @@ pub fn identify(stub: &mut Stub, images: &Images, inherited: &Inherited) -> Resu
     if !batch.is_empty() {
         stub.run(batch, "setting the credentials")?;
     }
-    identity::restore_outside(stub.pid, &own)
+    identity::restore_outside(Pid(stub.host.0), &own)
 }
 
 /// Adds the calls that set a thread's credentials.
@@ -141,7 +143,10 @@ fn same(one: &pb::CredsEntry, other: &pb::CredsEntry) -> bool {
 
 /// Gives a task its own pending signals instead of what its creation left, and takes the reports of its stopped children, which the program
 /// had before the dump.
-pub fn queue_signals(stub: &mut Stub, core: &pb::CoreEntry, stopped_children: &[u32]) -> Result<()> {
+pub fn queue_signals(stub: &mut Stub, images: &Images, stopped_children: &[u32]) -> Result<()> {
+    let (pid, host) = (stub.pid.0 as u32, stub.host.0 as u32);
+    let core = |tid: u32| images.cores.get(&tid).ok_or(Error::Gone(Pid(tid as i32)));
+    let (core, host_core) = (core(pid)?, core(host)?);
     let mut batch = Batch::new();
     let info = batch.output(128);
     for child in stopped_children {
@@ -154,9 +159,8 @@ pub fn queue_signals(stub: &mut Stub, core: &pb::CoreEntry, stopped_children: &[
     signals::discard_pending(&mut batch);
     stub.tracee.ask(batch)?;
     let mut batch = Batch::new();
-    let pid = stub.pid.0 as u32;
     signals::with_room(&mut batch, core, |batch| {
-        thread::restore_pending(batch, core, pid, pid);
+        thread::restore_pending(batch, host_core, pid, host);
         signals::restore_pending(batch, core, stub.pid.0);
     });
     if batch.is_empty() { Ok(()) } else { stub.run(batch, "putting the pending signals back") }
@@ -180,7 +184,7 @@ pub fn last_state(
     here: &Processor,
     xstate_len: usize,
 ) -> Result<ThreadState> {
-    let info = core.thread_info.as_ref().ok_or(Error::Gone(crate::ids::Pid(tid as i32)))?;
+    let info = core.thread_info.as_ref().ok_or(Error::Gone(Pid(tid as i32)))?;
     let xstate = match images.own_thread(tid).and_then(|own| own.xstate.as_ref()) {
         Some(xstate) => here.lay_out(images, tid, xstate, xstate_len)?,
         None => regs::from_fp_entry(&info.fpregs, &here.layout(), xstate_len)?,

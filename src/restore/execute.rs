@@ -112,9 +112,14 @@ impl Execution<'_> {
             Step::CreateThread { pid, tid } => {
                 threads::create(self.stubs.get(*pid)?, self.images, *tid, &self.inherited, &self.processor)
             }
+            Step::EndMainThread { pid, host } => {
+                let stub = threads::end_main(self.stubs.take(*pid)?, self.images, *host, &self.inherited)?;
+                self.stubs.put(stub);
+                Ok(())
+            }
             Step::Identify { pid } => {
                 let stub = self.stubs.get(*pid)?;
-                seccomp::restore_leader(&mut stub.tracee, self.images, *pid, stubs::OPTIONS)?;
+                seccomp::restore_host(&mut stub.tracee, self.images, *pid, stubs::OPTIONS)?;
                 build::identify(stub, self.images, &self.inherited)
             }
             Step::Die { pid, status } => self.die(*pid, *status),
@@ -284,19 +289,18 @@ impl Execution<'_> {
         let entries = self.images.pstree.iter().filter(|entry| entry.ppid == pid && entry.pid != self.plan.root);
         let stopped: Vec<u32> =
             entries.map(|entry| entry.pid).filter(|child| state(self.images, *child) == STOPPED).collect();
-        let core = self.images.cores.get(&pid).ok_or(Error::Gone(Pid(pid as i32)))?;
-        build::queue_signals(self.stubs.get(pid)?, core, &stopped)
+        build::queue_signals(self.stubs.get(pid)?, self.images, &stopped)
     }
 
     /// Lets a task go. A stopped one is stopped again.
     fn release(&mut self, pid: u32) -> Result<()> {
         let mut stub = self.stubs.take(pid)?;
-        let images = self.images;
-        let core = images.cores.get(&pid).ok_or(Error::Gone(Pid(pid as i32)))?;
-        build::start_timers(&mut stub, core)?;
-        let xstate_len = stub.tracee.original().xstate.len();
-        let last = build::last_state(self.images, core, pid, &self.processor, xstate_len)?;
-        let stopped = stub.tracee.leave_as(&last, deadline::unfinished(core, self.images.own_thread(pid)).as_ref())?;
+        let (images, host) = (self.images, stub.host.0 as u32);
+        let core = |tid: u32| images.cores.get(&tid).ok_or(Error::Gone(Pid(tid as i32)));
+        build::start_timers(&mut stub, core(pid)?)?;
+        let (core, xstate_len) = (core(host)?, stub.tracee.original().xstate.len());
+        let last = build::last_state(images, core, host, &self.processor, xstate_len)?;
+        let stopped = stub.tracee.leave_as(&last, deadline::unfinished(core, images.own_thread(host)).as_ref())?;
         // A group may be a frozen one, in which it would do nothing more for us.
         let groups = images.own_task(pid).map_or(&[][..], |own| &own.cgroups);
         self.cgroups.put(stub.pid, groups)?;

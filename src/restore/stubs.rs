@@ -32,6 +32,8 @@ pub struct Stub {
     pub pid: Pid,
     pub pidfd: OwnedFd,
     pub tracee: Infected,
+    /// The thread with the parasite: the leader, until that ends before the others.
+    pub host: Tid,
     /// Its other threads, ready to go on.
     pub threads: Vec<Stopped>,
 }
@@ -81,6 +83,10 @@ impl Stubs {
         self.stubs.remove(&pid).ok_or(Error::Gone(Pid(pid as i32)))
     }
 
+    pub fn put(&mut self, stub: Stub) {
+        self.stubs.insert(stub.pid.0 as u32, stub);
+    }
+
     /// Makes a task and brings the parasite into it.
     pub fn create(&mut self, images: &Images, pid: u32, birth: Birth, exit_signal: i32) -> Result<()> {
         let number = Pid(pid as i32);
@@ -98,7 +104,7 @@ impl Stubs {
         let pidfd = pidfd_open(number).map_err(|errno| Error::of_pid("pinning", number, errno))?;
         self.made.push((number, pidfd.try_clone().map_err(|error| Error::io("copying", Subject::None, &error))?));
         let tracee = infect(number, &pidfd, stopped, images.mm.get(&pid))?;
-        self.stubs.insert(pid, Stub { pid: number, pidfd, tracee, threads: Vec::new() });
+        self.stubs.insert(pid, Stub { pid: number, pidfd, tracee, host: number.into(), threads: Vec::new() });
         if birth == Birth::Root {
             self.forget_rseq(pid)?;
         }
@@ -155,9 +161,10 @@ impl Drop for Stubs {
         }
         for (_, stub) in std::mem::take(&mut self.stubs) {
             stub.tracee.forget_killed();
-            for thread in stub.threads {
-                let tid = thread.tid();
-                thread.forget_killed();
+            let host = Some(stub.host).filter(|host| *host != Tid::from(stub.pid));
+            let threads: Vec<Tid> = stub.threads.iter().map(Stopped::tid).chain(host).collect();
+            stub.threads.into_iter().for_each(Stopped::forget_killed);
+            for tid in threads {
                 let _ = ptrace::wait(tid, ptrace::WaitMode::Block);
             }
         }
@@ -200,9 +207,9 @@ pub fn cannot_create(pid: Pid, errno: nix::errno::Errno) -> Error {
     }
 }
 
-/// The range of addresses where neither the task's memory of now nor its recorded memory lies.
-fn infect(pid: Pid, pidfd: &OwnedFd, stopped: Stopped, mm: Option<&crate::image::pb::MmEntry>) -> Result<Infected> {
-    let mappings = procfs::maps::read(pid)?;
+/// Brings the parasite into a stopped thread of a task: where neither the task's memory of now nor its recorded memory lies.
+pub fn infect(pid: Pid, pidfd: &OwnedFd, stopped: Stopped, mm: Option<&crate::image::pb::MmEntry>) -> Result<Infected> {
+    let mappings = procfs::maps::read(Pid(stopped.tid().0))?;
     let recorded = mm.into_iter().flat_map(|mm| &mm.vmas).map(|vma| vma.start..vma.end);
     let inherited: Vec<&Mapping> =
         mappings.iter().filter(|mapping| mapping.name.to_string_lossy().starts_with("/memfd:ptyagent")).collect();
@@ -213,8 +220,8 @@ fn infect(pid: Pid, pidfd: &OwnedFd, stopped: Stopped, mm: Option<&crate::image:
     })?;
     let overlaps = |mapping: &&Mapping| mapping.start.0 < base + wire::REGION_SIZE && base < mapping.end.0;
     let placement = if inherited.iter().any(overlaps) { Placement::Replace } else { Placement::Free };
-    if let Some(config) = Area::of(pid, Tid::from(pid))?.place() {
-        rseq::abort_section(&stopped, &open_mem(pid)?, pid, &config)?;
+    if let Some(config) = Area::of(pid, stopped.tid())?.place() {
+        rseq::abort_section(&stopped, &open_mem(stopped.tid())?, pid, &config)?;
     }
     Infected::infect(
         stopped,

@@ -10,6 +10,7 @@ use super::terminal::Terminal;
 use crate::files::removed;
 use crate::image::text::escape;
 use crate::image::{Images, pb};
+use crate::task::leader;
 
 /// In bytes, on x86-64.
 const PAGE_SIZE: u64 = 4096;
@@ -179,7 +180,7 @@ impl<'a> Gather<'a> {
             sid: entry.sid,
             depth,
             comm: core.map_or(String::new(), |core| escape(&core.comm)),
-            state: state(core, own),
+            state: state(core, own) + &main_thread(self.images, pid),
             exe: own.and_then(|own| own.exe.as_deref()).map(escape).or_else(|| mm.and_then(|mm| path(mm.exe_file_id))),
             cwd: self.images.fs.get(&pid).and_then(|fs| path(fs.cwd_id)),
             cgroups: own.into_iter().flat_map(|own| &own.cgroups).filter_map(cgroup).collect(),
@@ -285,6 +286,12 @@ fn state(core: Option<&pb::TaskCoreEntry>, own: Option<&pb::PtyagentTask>) -> St
         },
         other => format!("state {other}"),
     }
+}
+
+/// What is to be said of a main thread that has ended.
+fn main_thread(images: &Images, pid: u32) -> String {
+    let status = leader::exit_status(images, pid);
+    status.map_or(String::new(), |status| format!(", main thread exited {}", status >> 8 & 0xff))
 }
 
 fn kind_name(kind: pb::FdTypes) -> &'static str {

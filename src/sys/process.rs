@@ -35,6 +35,14 @@ pub fn pidfd_open(pid: Pid) -> Result<OwnedFd, Errno> {
     new_fd(unsafe { libc::syscall(libc::SYS_pidfd_open, pid.0, 0) })
 }
 
+/// As [`pidfd_open`], of any thread: it tells of the thread's end, and its signals go to the thread.
+///
+/// EINVAL: the kernel has no such handles. pidfd_open(2), PIDFD_THREAD, Linux 6.9.
+pub fn pidfd_open_thread(tid: Tid) -> Result<OwnedFd, Errno> {
+    // SAFETY: no pointers are passed.
+    new_fd(unsafe { libc::syscall(libc::SYS_pidfd_open, tid.0, libc::O_EXCL) })
+}
+
 /// Our own descriptor, close-on-exec, for the open file description behind `fd` of the process.
 ///
 /// EPERM: no ptrace access; EBADF: no such descriptor; ESRCH: the process is gone. pidfd_getfd(2), kernel/pid.c, Linux 5.6.

@@ -23,9 +23,9 @@ pub struct Directories {
     pub umask: u32,
 }
 
-/// Those of a stopped thread; none where it has them in common with the leader.
-pub fn read(pid: Pid, tid: Tid, status: &Status) -> Result<Option<Directories>> {
-    if sharing::is_one(pid.into(), tid, KcmpType::Fs)? {
+/// Those of a stopped thread; none where it has them in common with `host`, the leader where that lives.
+pub fn read(pid: Pid, host: Tid, tid: Tid, status: &Status) -> Result<Option<Directories>> {
+    if sharing::is_one(host, tid, KcmpType::Fs)? {
         return Ok(None);
     }
     let cwd = procfs::readlink("reading the directory of a thread", pid, &format!("task/{tid}/cwd"))?;
@@ -40,8 +40,8 @@ pub struct Owner<'a> {
     pub directories: &'a Directories,
 }
 
-/// Refuses what cannot be given again. `leaders` are all processes.
-pub fn refuse_unsupported(owners: &[Owner<'_>], leaders: &[Pid]) -> Result<()> {
+/// Refuses what cannot be given again. `hosts` are threads of all processes, the leaders where they live.
+pub fn refuse_unsupported(owners: &[Owner<'_>], hosts: &[Tid]) -> Result<()> {
     for (at, owner) in owners.iter().enumerate() {
         let Owner { pid, tid, .. } = *owner;
         let identity = |path: &Path| std::fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino())).ok();
@@ -53,7 +53,7 @@ pub fn refuse_unsupported(owners: &[Owner<'_>], leaders: &[Pid]) -> Result<()> {
             return Err(owner.refuse("a working directory that was removed or replaced", "make it change to another"));
         }
         let rest = owners.iter().skip(at + 1).map(|owner| owner.tid);
-        for other in rest.chain(leaders.iter().map(|leader| Tid::from(*leader))) {
+        for other in rest.chain(hosts.iter().copied()) {
             if sharing::is_one(tid, other, KcmpType::Fs)? {
                 let what = format!("its working directory and umask in common with {other}");
                 return Err(owner.refuse(&what, "end that program"));

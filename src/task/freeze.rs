@@ -4,7 +4,8 @@
 //! finds nothing new. Processes are pinned by a pidfd each, taken before the seizure, so that a reused number is noticed: the pidfd of a
 //! process that ended says so.
 
-use std::collections::BTreeSet;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
@@ -15,7 +16,7 @@ use crate::ids::{Pid, Tid};
 use crate::inject::{self, restart};
 use crate::procfs::attributes::{self, InSyscall};
 use crate::procfs::{self, Stat};
-use crate::sys::process::{pidfd_open, pidfd_poll};
+use crate::sys::process::{pidfd_open, pidfd_open_thread, pidfd_poll};
 use crate::sys::ptrace;
 use crate::trace::broken;
 use crate::trace::{Running, StopReason, Stopped, Wait};
@@ -30,9 +31,10 @@ const MAX_PASSES: usize = 100;
 #[derive(Debug)]
 pub struct FrozenProcess {
     pub pid: Pid,
+    /// Of the host.
     pub pidfd: OwnedFd,
-    /// The thread group leader.
-    pub leader: Stopped,
+    /// The thread group leader, or where that has ended, another thread: the one that the parasite goes into.
+    pub host: Stopped,
     /// The other threads.
     pub threads: Vec<Stopped>,
 }
@@ -43,11 +45,13 @@ pub struct Frozen {
     pub processes: Vec<FrozenProcess>,
     /// Children that have ended and wait to be reaped.
     pub zombies: Vec<Pid>,
+    /// Processes that were seen, before any of their threads was seized.
+    pins: BTreeMap<Pid, OwnedFd>,
 }
 
 /// Stops the tree rooted at `root`; `waits` is what was seen of it while it ran. On an error every thread is released and runs on.
 pub fn freeze(root: Pid, waits: &Waits) -> Result<Frozen> {
-    let mut frozen = Frozen { processes: Vec::new(), zombies: Vec::new() };
+    let mut frozen = Frozen { processes: Vec::new(), zombies: Vec::new(), pins: BTreeMap::new() };
     let mut known = BTreeSet::new();
     for _ in 0..MAX_PASSES {
         let mut new = Vec::new();
@@ -72,8 +76,12 @@ fn walk(pid: Pid, new: &mut Vec<(Pid, Tid)>, zombies: &mut Vec<Pid>, known: &BTr
         zombies.push(pid);
         return Ok(());
     }
-    for tid in procfs::tree::threads(pid)? {
-        if !known.contains(&tid) {
+    let ended = |tid: Tid| stat.state.is_dead() && tid == Tid::from(pid);
+    let mut threads = procfs::tree::threads(pid)?;
+    // The leader first: it is the host where it lives.
+    threads.sort_by_key(|tid| *tid != Tid::from(pid));
+    for tid in threads {
+        if !known.contains(&tid) && !ended(tid) {
             new.push((pid, tid));
         }
     }
@@ -91,11 +99,13 @@ impl Frozen {
     fn take(&mut self, new: Vec<(Pid, Tid)>, waits: &Waits) -> Result<()> {
         let mut coming = Vec::new();
         for (pid, tid) in new {
-            let pidfd = if Tid::from(pid) == tid { Some(pin(pid)?) } else { None };
+            if let Entry::Vacant(entry) = self.pins.entry(pid) {
+                entry.insert(pin(pid)?);
+            }
             match Running::seize(tid, ptrace::OPTIONS) {
                 Ok(running) => {
                     running.interrupt()?;
-                    coming.push((pid, pidfd, running));
+                    coming.push((pid, running));
                 }
                 Err(Error::Gone(_)) => {}
                 // A thread that ended between the reading and the seizure is a zombie, which cannot be seized, or was reaped since.
@@ -104,15 +114,15 @@ impl Frozen {
             }
         }
         let mut coming = coming.into_iter();
-        while let Some((pid, pidfd, running)) = coming.next() {
+        while let Some((pid, running)) = coming.next() {
             let settled = settle(pid, running, waits)
                 .and_then(|stopped| let_time_out(pid, stopped, waits))
                 .and_then(|stopped| leave_vdso(pid, stopped, waits));
             let placed = match settled {
-                Ok(stopped) => self.place(pid, pidfd, stopped),
+                Ok(stopped) => self.place(pid, stopped),
                 Err((Error::Gone(_), _)) => Ok(()),
                 Err((error, running)) => {
-                    self.give_up(coming.by_ref().rev().map(|(_, _, running)| running).chain(running));
+                    self.give_up(coming.by_ref().rev().map(|(_, running)| running).chain(running));
                     Err(error)
                 }
             };
@@ -125,21 +135,25 @@ impl Frozen {
     /// only when its child goes on.
     fn give_up(&mut self, coming: impl Iterator<Item = Running>) {
         for process in self.processes.drain(..) {
-            drop((process.threads, process.leader));
+            drop((process.threads, process.host));
         }
         coming.for_each(drop);
     }
 
-    fn place(&mut self, pid: Pid, pidfd: Option<OwnedFd>, stopped: Stopped) -> Result<()> {
-        if let Some(pidfd) = pidfd {
-            // A pidfd that is readable now belongs to a process that has ended: the number was given to another one in between.
-            if pidfd_poll(pidfd.as_fd(), 0).unwrap_or(true) {
-                return Err(Error::Gone(pid));
-            }
-            self.processes.push(FrozenProcess { pid, pidfd, leader: stopped, threads: Vec::new() });
-        } else if let Some(process) = self.processes.iter_mut().find(|process| process.pid == pid) {
+    fn place(&mut self, pid: Pid, stopped: Stopped) -> Result<()> {
+        let is_leader = stopped.tid() == Tid::from(pid);
+        if let Some(process) = self.processes.iter_mut().find(|process| process.pid == pid) {
             process.threads.push(stopped);
+            return Ok(());
         }
+        // A pidfd that is readable now belongs to a process that has ended: the number was given to another one in between.
+        let pin = self.pins.get(&pid).filter(|pidfd| !pidfd_poll(pidfd.as_fd(), 0).unwrap_or(true));
+        let pin = pin.ok_or(Error::Gone(pid))?;
+        let pidfd = match is_leader {
+            true => pin.try_clone().map_err(|error| Error::io("copying", Subject::Pid(pid), &error))?,
+            false => pidfd_open_thread(stopped.tid()).map_err(|errno| Error::of_pid("pinning", pid, errno))?,
+        };
+        self.processes.push(FrozenProcess { pid, pidfd, host: stopped, threads: Vec::new() });
         Ok(())
     }
 
@@ -149,7 +163,7 @@ impl Frozen {
             for thread in process.threads {
                 thread.release()?;
             }
-            process.leader.release()?;
+            process.host.release()?;
         }
         Ok(())
     }
@@ -198,7 +212,7 @@ fn mend(pid: Pid, stopped: Stopped, waits: &Waits) -> std::result::Result<Stoppe
         let regs = stopped.regs()?;
         let is_broken = stopped.reason() == StopReason::Interrupt && broken::is_broken(&regs);
         if is_broken || restart::is_endless(&regs) {
-            let left = waits.left_ms(pid, stopped.tid(), &regs, &inject::open_mem(pid)?);
+            let left = waits.left_ms(pid, stopped.tid(), &regs, &inject::open_mem(stopped.tid())?);
             stopped.set_regs(&broken::made_again(&regs, left))?;
         }
         Ok(())
@@ -220,7 +234,7 @@ fn let_time_out(pid: Pid, stopped: Stopped, waits: &Waits) -> std::result::Resul
     let regs = stopped.regs().map_err(lost)?;
     let tid = stopped.tid();
     let is_candidate = stopped.reason() == StopReason::Interrupt && restart::by_the_kernel(&regs);
-    if !is_candidate || !waits.may_be_over(pid, tid, &regs, &inject::open_mem(pid).map_err(lost)?) {
+    if !is_candidate || !waits.may_be_over(pid, tid, &regs, &inject::open_mem(tid).map_err(lost)?) {
         return Ok(stopped);
     }
     let limit = Instant::now() + PATIENCE;
@@ -277,7 +291,7 @@ fn leave_vdso(pid: Pid, stopped: Stopped, waits: &Waits) -> std::result::Result<
         }
         let vdso = match &vdso {
             Some(range) => range,
-            None => vdso.insert(vdso_range(pid).map_err(lost)?),
+            None => vdso.insert(vdso_range(stopped.tid()).map_err(lost)?),
         };
         if !vdso.contains(&regs.rip) {
             break;
@@ -293,12 +307,12 @@ fn leave_vdso(pid: Pid, stopped: Stopped, waits: &Waits) -> std::result::Result<
 
 /// The code of the vDSO, without the unused tail: a thread there is in a stub of ours, which finishes a call (see `inject::rest`). Empty where the
 /// process has none.
-fn vdso_range(pid: Pid) -> Result<Range<u64>> {
-    let mappings = procfs::maps::read(pid)?;
+fn vdso_range(tid: Tid) -> Result<Range<u64>> {
+    let mappings = procfs::maps::read(Pid(tid.0))?;
     let Some(vdso) = mappings.iter().find(|mapping| mapping.is("[vdso]")) else { return Ok(0..0) };
     let mut image = vec![0u8; usize::try_from(vdso.end.0 - vdso.start.0).unwrap_or(0)];
-    let read = inject::open_mem(pid)?.read_exact_at(&mut image, vdso.start.0);
-    read.during("reading the vDSO", Subject::Pid(pid))?;
+    let read = inject::open_mem(tid)?.read_exact_at(&mut image, vdso.start.0);
+    read.during("reading the vDSO", Subject::Tid(tid))?;
     let used = inject::vdso_content_end(&image).unwrap_or(image.len());
     Ok(vdso.start.0..vdso.start.0 + used as u64)
 }

@@ -40,7 +40,7 @@ pub fn ask(batch: &mut Batch) -> Asked {
 }
 
 /// What the thread answered; absent where the kernel or the processor has no such thing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Modes {
     /// PR_TSC_ENABLE or PR_TSC_SIGSEGV.
     pub tsc: Option<u32>,

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::error::{Error, Result};
 use crate::files::dump::FileIds;
 use crate::files::removed::{self, Holder};
-use crate::ids::{Pid, Tid};
+use crate::ids::Pid;
 use crate::image::{Images, pb};
 use crate::inject::ThreadState;
 use crate::mem::policy::Policy;
@@ -17,6 +17,7 @@ use crate::sys::ptrace::PendingQueue;
 
 use super::cpu::Layout;
 use super::identity::{self, Identity};
+use super::leader::{self, Ended};
 use super::signals::{self, Signals};
 use super::survey::{Alive, TaskFacts};
 use super::thread::{self, ThreadFacts, Told};
@@ -35,8 +36,10 @@ pub struct Outside {
     pub mappings: Vec<Mapping>,
     pub auxv: Auxv,
     pub process_pending: pb::SignalQueueEntry,
-    /// Of the thread group leader.
+    /// Of the host.
     pub thread: ThreadFacts,
+    /// The thread group leader, where that has ended.
+    pub ended: Option<Ended>,
     pub exe: PathBuf,
     pub cwd: PathBuf,
     pub root: PathBuf,
@@ -50,18 +53,19 @@ pub struct Outside {
 }
 
 impl Outside {
-    /// Adds to the facts of the survey what only a tracer is told; the process is stopped by us. `thread` is its leader.
+    /// Adds to the facts of the survey what only a tracer is told; the process is stopped by us. `thread` is its host.
     pub fn read(facts: &TaskFacts, alive: &Alive, stop_signal: Option<i32>, thread: ThreadFacts) -> Result<Outside> {
         let pid = facts.pid;
-        let tid = Tid::from(pid);
+        let (tid, ended) = (thread.tid, leader::read(facts, stop_signal)?);
         let unflagged = alive.maps.iter().any(|mapping| mapping.flags.is_none());
         Ok(Outside {
             stat: facts.stat.clone(),
             status: facts.status.clone(),
-            mappings: if unflagged { crate::procfs::maps::read_with_flags(pid)? } else { alive.maps.clone() },
+            mappings: if unflagged { crate::procfs::maps::read_with_flags(Pid(tid.0))? } else { alive.maps.clone() },
             auxv: alive.auxv.clone(),
             process_pending: signals::pending(tid, PendingQueue::Process)?,
             thread,
+            ended,
             exe: PathBuf::from(&alive.exe),
             cwd: PathBuf::from(&alive.cwd),
             root: PathBuf::from(&alive.root),
@@ -73,9 +77,14 @@ impl Outside {
             stop_signal,
         })
     }
+
+    /// The thread whose directory of /proc shows the process.
+    pub fn seen(&self) -> Pid {
+        Pid(self.thread.tid.0)
+    }
 }
 
-/// What its thread group leader was asked inside.
+/// What its host was asked inside.
 #[derive(Debug)]
 pub struct Inside {
     pub signals: Signals,
@@ -105,15 +114,19 @@ pub fn record(
     let ids = images.ids.get(&pid).copied().ok_or(Error::Gone(outside.stat.pid))?;
     record_fs(images, files, outside);
     record_mm(images, files, outside, identity, policy)?;
-    let task = task_core(outside, state, signals, identity, policy);
-    let mut core =
-        pb::CoreEntry { tc: Some(task), ids: Some(ids), ..thread::core(&outside.thread, state, told, layout)? };
-    record_filters(images, &mut core, &outside.thread);
-    images.cores.insert(pid, core);
+    let task = Some(task_core(outside, state, signals, identity, policy));
     let own = images.own.get_or_insert_default();
     own.tasks.push(own_task(outside, identity, policy, told));
     own.losses.extend(identity.loss(pid));
+    if let Some(ended) = &outside.ended {
+        own.threads.push(ended.own(outside.stat.pid));
+        images.cores.insert(pid, pb::CoreEntry { tc: task, ids: Some(ids), ..ended.core() });
+        return record_thread(images, outside.stat.pid, &outside.thread, state, told, layout);
+    }
     own.threads.push(thread::own(outside.stat.pid, &outside.thread, state, told));
+    let mut core = pb::CoreEntry { tc: task, ids: Some(ids), ..thread::core(&outside.thread, state, told, layout)? };
+    record_filters(images, &mut core, &outside.thread);
+    images.cores.insert(pid, core);
     Ok(())
 }
 
@@ -163,7 +176,7 @@ fn record_mm(
     let exe_file_id = program(images, files, outside, holder)?;
     let mut vmas = Vec::new();
     for mapping in outside.mappings.iter().filter(|mapping| !mapping.is("[vsyscall]")) {
-        vmas.push(mem::to_entry(mapping, backing(images, files, mapping, holder)?));
+        vmas.push(mem::to_entry(mapping, backing(images, files, (mapping, mapping.link(outside.seen())), holder)?));
     }
     let entry = pb::MmEntry {
         mm_start_code: stat.start_code,
@@ -194,12 +207,17 @@ fn program(images: &mut Images, files: &mut FileIds, outside: &Outside, holder: 
     if !removed::is_removed(exe.as_os_str()) || exe.exists() {
         return Ok(files.of_path(images, exe, flags));
     }
-    let link = crate::procfs::path(outside.stat.pid, "exe");
+    let link = crate::procfs::path(outside.seen(), "exe");
     files.of_object(images, (&link, removed::name(exe.as_os_str())), flags, holder)
 }
 
 /// The id that a mapping's entry refers to: its file or its shared memory.
-fn backing(images: &mut Images, files: &mut FileIds, mapping: &Mapping, holder: Holder<'_>) -> Result<Option<u32>> {
+fn backing(
+    images: &mut Images,
+    files: &mut FileIds,
+    (mapping, link): (&Mapping, PathBuf),
+    holder: Holder<'_>,
+) -> Result<Option<u32>> {
     if shared::is_shown_by(mapping) {
         return Ok(Some(shared::id(mapping)));
     }
@@ -211,7 +229,7 @@ fn backing(images: &mut Images, files: &mut FileIds, mapping: &Mapping, holder: 
     let flags = if mapping.sharing == Sharing::Shared && may_write { libc::O_RDWR } else { libc::O_RDONLY };
     let flags = flags as u32;
     if mapping.deleted {
-        return files.of_object(images, (&mapping.link(holder.pid), &mapping.name), flags, holder).map(Some);
+        return files.of_object(images, (&link, &mapping.name), flags, holder).map(Some);
     }
     Ok(Some(files.of_path(images, Path::new(&mapping.name), flags)))
 }
@@ -228,7 +246,7 @@ fn task_core(
         exit_code: 0,
         personality: identity.personality,
         flags: outside.stat.flags,
-        blk_sigset: state.sigmask,
+        blk_sigset: outside.ended.as_ref().map_or(state.sigmask, Ended::blocked),
         comm: outside.stat.comm.as_bytes().to_vec(),
         timers: Some(signals.timers.clone()),
         rlimits: Some(identity.limits.clone()),

@@ -72,7 +72,7 @@ fn guess(pid: Pid, tid: Tid) -> Result<Option<RseqConfiguration>> {
     let path = root.join(Path::new(&loader.name).strip_prefix("/").unwrap_or(Path::new(&loader.name)));
     let Some(at) = std::fs::read(path).ok().and_then(|bytes| symbol(&bytes)) else { return Ok(None) };
     let mut offset = [0u8; 8];
-    let mem = open_mem(pid)?;
+    let mem = open_mem(tid)?;
     if mem.read_exact_at(&mut offset, loader.start.0 + at).is_err() {
         return Ok(None);
     }

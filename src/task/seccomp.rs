@@ -18,6 +18,8 @@ use crate::inject::batch::{Ask, Batch};
 use crate::sys::ptrace;
 use crate::trace::Stopped;
 
+use super::leader;
+
 /// Bytes of one instruction, struct sock_filter: code, jumps, operand.
 const INSTRUCTION: usize = 8;
 const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
@@ -243,9 +245,9 @@ pub fn restore_common(tracee: &mut Infected, images: &Images, pid: u32, options:
     install(tracee, &common)
 }
 
-/// Installs what the leader alone has. `options` are those that it has.
-pub fn restore_leader(tracee: &mut Infected, images: &Images, pid: u32, options: i32) -> Result<()> {
-    let (common, own) = parts(images, pid, pid)?;
+/// Installs what the thread with the parasite alone has. `options` are those that it has.
+pub fn restore_host(tracee: &mut Infected, images: &Images, pid: u32, options: i32) -> Result<()> {
+    let (common, own) = parts(images, pid, leader::host(images, pid))?;
     suspend(if own.is_empty() { &common } else { &own }, tracee.stopped()?, options)?;
     install(tracee, &own)
 }

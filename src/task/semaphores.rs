@@ -7,19 +7,21 @@ use std::os::fd::AsFd;
 use std::path::Path;
 
 use crate::error::{Context, Error, Result, Subject};
-use crate::ids::Pid;
+use crate::ids::{Pid, Tid};
 use crate::image::{Images, pb};
 use crate::sys::process::stub::{OnParentDeath, StubPid, clone_with_pid};
 use crate::sys::process::{KcmpType, kcmp, pidfd_send_signal, wait4};
 
 /// Adds to the losses who may have adjustments.
-pub fn record(images: &mut Images, pids: &[Pid]) -> Result<()> {
+///
+/// Each process comes with a living thread.
+pub fn record(images: &mut Images, processes: &[(Pid, Tid)]) -> Result<()> {
     if !exist()? {
         return Ok(());
     }
     let new = clone_with_pid(StubPid::Any, 0, OnParentDeath::Die).during("making a process", Subject::None)?;
-    let lists = pids.iter().map(|pid| {
-        let order = kcmp((*pid).into(), new.pid.into(), KcmpType::Sysvsem, 0, 0);
+    let lists = processes.iter().map(|(pid, tid)| {
+        let order = kcmp(*tid, new.pid.into(), KcmpType::Sysvsem, 0, 0);
         Ok((*pid, order.map_err(|errno| Error::of_pid("comparing the semaphore adjustments", *pid, errno))?.is_ne()))
     });
     let lists = lists.collect::<Result<Vec<(Pid, bool)>>>();

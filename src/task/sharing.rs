@@ -18,17 +18,17 @@ pub fn is_one(one: Tid, other: Tid, kind: KcmpType) -> Result<bool> {
     Ok(order.is_eq())
 }
 
-/// The first process that has the same object of this kind, for each process; found by sorting in the kernel's order.
-pub fn groups(pids: &[Pid], kind: KcmpType) -> Result<BTreeMap<Pid, Pid>> {
-    let mut sorted: Vec<Pid> = Vec::new();
+/// The first thread that has the same object of this kind, for each thread; found by sorting in the kernel's order.
+pub fn groups(tids: &[Tid], kind: KcmpType) -> Result<BTreeMap<Tid, Tid>> {
+    let mut sorted: Vec<Tid> = Vec::new();
     let mut firsts = BTreeMap::new();
-    for &pid in pids {
+    for &tid in tids {
         let (mut low, mut high) = (0, sorted.len());
-        let mut first = pid;
+        let mut first = tid;
         while let Some(&other) = sorted.get(low..high).and_then(|range| range.get(range.len() / 2)) {
             let middle = low + (high - low) / 2;
-            let order = kcmp(other.into(), pid.into(), kind, 0, 0);
-            match order.map_err(|errno| Error::of_pid("comparing two processes", pid, errno))? {
+            let order = kcmp(other, tid, kind, 0, 0);
+            match order.map_err(|errno| Error::of_tid("comparing two processes", tid, errno))? {
                 Ordering::Equal => {
                     first = other;
                     break;
@@ -37,10 +37,10 @@ pub fn groups(pids: &[Pid], kind: KcmpType) -> Result<BTreeMap<Pid, Pid>> {
                 Ordering::Greater => high = middle,
             }
         }
-        if first == pid {
-            sorted.insert(low, pid);
+        if first == tid {
+            sorted.insert(low, tid);
         }
-        firsts.insert(pid, first);
+        firsts.insert(tid, first);
     }
     Ok(firsts)
 }
@@ -56,11 +56,13 @@ pub fn outside() -> pb::TaskKobjIdsEntry {
     }
 }
 
-/// Gives every process the ids of its objects. `pids` come parents first, and are stopped.
-pub fn record(images: &mut Images, pids: &[Pid]) -> Result<()> {
-    let (files, directories) = (groups(pids, KcmpType::Files)?, groups(pids, KcmpType::Fs)?);
-    for pid in pids {
-        let id = |groups: &BTreeMap<Pid, Pid>| groups.get(pid).unwrap_or(pid).0 as u32;
+/// Gives every process the ids of its objects. They come parents first, each with a living thread, and are stopped.
+pub fn record(images: &mut Images, processes: &[(Pid, Tid)]) -> Result<()> {
+    let hosts: Vec<Tid> = processes.iter().map(|(_, host)| *host).collect();
+    let (files, directories) = (groups(&hosts, KcmpType::Files)?, groups(&hosts, KcmpType::Fs)?);
+    for (pid, host) in processes {
+        let process = |of: &Tid| processes.iter().find(|(_, host)| host == of).map_or(pid, |(pid, _)| pid);
+        let id = |groups: &BTreeMap<Tid, Tid>| process(groups.get(host).unwrap_or(host)).0 as u32;
         let own = pid.0 as u32;
         let ids = pb::TaskKobjIdsEntry {
             vm_id: own,

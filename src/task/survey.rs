@@ -45,6 +45,8 @@ pub struct TaskFacts {
     pub pid: Pid,
     pub stat: Stat,
     pub status: Status,
+    /// The thread that the kernel shows the process through: its leader, or another one where that has ended and is a zombie.
+    pub body: Tid,
     /// Ascending; the leader's thread is among them.
     pub threads: Vec<Tid>,
     pub life: Life,
@@ -100,6 +102,11 @@ impl TaskFacts {
         }
     }
 
+    /// Whether its main thread has ended while others run on.
+    pub fn has_lost_leader(&self) -> bool {
+        self.body != Tid::from(self.pid)
+    }
+
     /// For messages.
     pub fn comm(&self) -> String {
         self.stat.comm_text()
@@ -117,8 +124,9 @@ impl Survey {
     }
 
     /// Every descriptor of the tree, as [`crate::files::ofd::group`] takes them.
-    pub fn descriptors(&self) -> impl Iterator<Item = (Pid, &Descriptor)> {
-        self.living().flat_map(|(task, alive)| alive.descriptors.iter().map(|descriptor| (task.pid, descriptor)))
+    pub fn descriptors(&self) -> impl Iterator<Item = (Pid, Tid, &Descriptor)> {
+        self.living()
+            .flat_map(|(task, alive)| alive.descriptors.iter().map(|descriptor| (task.pid, task.body, descriptor)))
     }
 
     pub fn contains(&self, pid: Pid) -> bool {
@@ -204,36 +212,45 @@ fn collect_part(root: Pid, pids: &[Pid], known: Known<'_>) -> Result<Vec<TaskFac
 }
 
 fn facts(pid: Pid, known: Known<'_>) -> Result<TaskFacts> {
-    let stat = Stat::read(pid)?;
-    let (status, threads) = (Status::read(pid)?, tree::threads(pid)?);
-    let zombie = Life::Zombie { exit_code: stat.exit_code };
-    let life = match stat.state.is_dead() {
-        true => zombie,
-        false => match alive(pid, known) {
-            Ok(alive) => Life::Alive(Box::new(alive)),
+    let (stat, threads) = (Stat::read(pid)?, tree::threads(pid)?);
+    if !stat.state.is_dead() {
+        let status = Status::read(pid)?;
+        return match alive(pid, pid, known) {
+            Ok(alive) => {
+                Ok(TaskFacts { pid, stat, status, body: pid.into(), threads, life: Life::Alive(Box::new(alive)) })
+            }
             // It may have died since its stat was read.
             Err(error) => match Stat::read(pid)? {
-                now if now.state.is_dead() => return facts_of_dead(now, status, threads),
-                _ => return Err(error),
+                now if now.state.is_dead() => Ok(facts_of_dead(now, status, threads)),
+                _ => Err(error),
             },
-        },
+        };
+    }
+    let Some(body) = tree::first_living(pid, &threads) else {
+        return Ok(facts_of_dead(stat, Status::read(pid)?, threads));
     };
-    Ok(TaskFacts { pid, stat, status, threads, life })
+    // The directory of any thread shows its whole process.
+    let seen = Pid(body.0);
+    let stat = stat.of_leader(Stat::read(seen)?);
+    let life = Life::Alive(Box::new(alive(pid, seen, known)?));
+    Ok(TaskFacts { pid, stat, status: Status::read(seen)?, body, threads, life })
 }
 
-fn facts_of_dead(stat: Stat, status: Status, threads: Vec<Tid>) -> Result<TaskFacts> {
+fn facts_of_dead(stat: Stat, status: Status, threads: Vec<Tid>) -> TaskFacts {
     let life = Life::Zombie { exit_code: stat.exit_code };
-    Ok(TaskFacts { pid: stat.pid, stat, status, threads, life })
+    TaskFacts { pid: stat.pid, body: stat.pid.into(), stat, status, threads, life }
 }
 
-fn alive(pid: Pid, known: Known<'_>) -> Result<Alive> {
-    let maps = match known {
-        Known::Nothing(MapDetail::Flags) => maps::read_with_flags(pid)?,
-        Known::Nothing(MapDetail::Plain) | Known::Survey(_) => maps::read(pid)?,
-    };
+/// `seen` is the thread whose directory of /proc shows the process.
+fn alive(pid: Pid, seen: Pid, known: Known<'_>) -> Result<Alive> {
     let before = match known {
         Known::Nothing(_) => None,
         Known::Survey(survey) => survey.task(pid).and_then(TaskFacts::alive),
+    };
+    let pid = seen;
+    let maps = match known {
+        Known::Nothing(MapDetail::Flags) => maps::read_with_flags(pid)?,
+        Known::Nothing(MapDetail::Plain) | Known::Survey(_) => maps::read(pid)?,
     };
     Ok(Alive {
         maps,
@@ -315,7 +332,7 @@ fn compare(before: &TaskFacts, now: &mut TaskFacts) -> Vec<Change> {
     if kinship(&before.stat) != kinship(&now.stat) {
         changes.push(Change::Kinship(pid));
     }
-    if before.threads != now.threads {
+    if (&before.threads, before.body) != (&now.threads, now.body) {
         changes.push(Change::Threads(pid));
     }
     let (before, now) = match (&before.life, &mut now.life) {

@@ -7,7 +7,7 @@ use std::fs::File;
 
 use libc::user_regs_struct;
 
-use crate::error::{Context, Error, Refusal, Result, Subject};
+use crate::error::{Context, Errno, Error, Refusal, Result, Subject};
 use crate::ids::{Pid, Tid};
 use crate::image::pb;
 use crate::inject::ThreadState;
@@ -26,19 +26,11 @@ use super::deadline::Waits;
 use super::directories::Directories;
 use super::modes::{self, Modes};
 use super::seccomp::{self, Filter};
-use super::{directories, identity, regs, rseq, signals};
+use super::{directories, identity, regs, rseq, scheduling, signals};
 
 /// stack_t: address, flags (padded), size.
 const STACK: usize = 24;
-const SCHED_DEADLINE: u32 = 6;
 const IOPRIO_CLASS_SHIFT: u32 = 13;
-const SCHED_OTHER: u32 = 0;
-const SCHED_IDLE: u32 = 5;
-/// The policies whose threads may have a slice of their own: with SCHED_BATCH.
-const FAIR: [u32; 3] = [SCHED_OTHER, 3, SCHED_IDLE];
-/// In a policy, and as a flag of struct sched_attr.
-const SCHED_RESET_ON_FORK: u32 = 0x4000_0000;
-const SCHED_FLAG_RESET_ON_FORK: u64 = 1;
 
 /// What is known of a stopped thread from outside.
 #[derive(Debug)]
@@ -67,35 +59,48 @@ pub struct ThreadFacts {
 }
 
 impl ThreadFacts {
-    /// Asks for all of it; the thread is stopped by us. `mem` is its memory.
-    pub fn read(pid: Pid, thread: &Stopped, mem: &File, waits: &Waits) -> Result<ThreadFacts> {
+    /// Asks for all of it; the thread is stopped by us, and so is `host`, whose directories are the process's. `mem` is its memory.
+    pub fn read(pid: Pid, host: Tid, thread: &Stopped, mem: &File, waits: &Waits) -> Result<ThreadFacts> {
         let tid = thread.tid();
+        let facts = ThreadFacts::untraced(pid, tid)?;
+        refuse_dispatched(pid, tid, &facts.comm)?;
+        let regs = thread.regs()?;
+        let robust = get_robust_list(tid).map_err(failed("asking for the robust list", tid))?;
+        Ok(ThreadFacts {
+            filters: if facts.status.seccomp == Some(2) { seccomp::filters(tid)? } else { Vec::new() },
+            directories: directories::read(pid, host, tid, &facts.status)?,
+            pending: signals::pending(tid, PendingQueue::Thread)?,
+            rseq: rseq::Area::of(pid, tid)?,
+            robust_list: (robust.0.0, robust.1),
+            restart: waits.restart(pid, tid, &regs, mem),
+            ..facts
+        })
+    }
+
+    /// What is told without a stop, also of a thread that is a zombie.
+    pub fn untraced(pid: Pid, tid: Tid) -> Result<ThreadFacts> {
         let comm = std::fs::read(procfs::thread_path(pid, tid, "comm"));
         let comm = comm.map_err(|error| procfs::failure("reading the name of a thread", pid, &error))?;
-        refuse_dispatched(pid, tid, &comm)?;
-        let failed = |operation| move |errno| Error::sys(operation, Subject::Tid(tid), errno);
-        let regs = thread.regs()?;
-        let robust = get_robust_list(tid).map_err(failed("asking for the robust list"))?;
-        let sched = sched_getattr(tid).map_err(failed("asking for the scheduling"))?;
-        let usual = sched_getattr(Tid(0)).map_err(failed("asking for the usual slice"))?.runtime;
+        let sched = sched_getattr(tid).map_err(failed("asking for the scheduling", tid))?;
+        let usual = sched_getattr(Tid(0)).map_err(failed("asking for the usual slice", tid))?.runtime;
         let status = Status::read_thread(pid, tid)?;
         let comm = comm.strip_suffix(b"\n").unwrap_or(&comm).to_vec();
         Ok(ThreadFacts {
             tid,
-            filters: if status.seccomp == Some(2) { seccomp::filters(tid)? } else { Vec::new() },
-            directories: directories::read(pid, tid, &status)?,
+            filters: Vec::new(),
+            directories: None,
             comm,
             status,
-            pending: signals::pending(tid, PendingQueue::Thread)?,
-            rseq: rseq::Area::of(pid, tid)?,
-            robust_list: (robust.0.0, robust.1),
+            pending: pb::SignalQueueEntry::default(),
+            rseq: rseq::Area::Told(None),
+            robust_list: (0, 0),
             sched,
-            slice: Some(sched.runtime).filter(|slice| FAIR.contains(&sched.policy) && *slice != usual),
-            nice: getpriority(tid).map_err(failed("asking for the nice value"))?,
+            slice: Some(sched.runtime).filter(|slice| scheduling::FAIR.contains(&sched.policy) && *slice != usual),
+            nice: getpriority(tid).map_err(failed("asking for the nice value", tid))?,
             // Where the class is "none" old kernels show a level, which can be read only.
             ioprio: ioprio_get(tid).ok().filter(|value| value >> IOPRIO_CLASS_SHIFT != 0).unwrap_or(0),
-            affinity: sched_getaffinity(tid).map_err(failed("asking for the affinity"))?,
-            restart: waits.restart(pid, tid, &regs, mem),
+            affinity: sched_getaffinity(tid).map_err(failed("asking for the affinity", tid))?,
+            restart: None,
         })
     }
 
@@ -103,6 +108,10 @@ impl ThreadFacts {
     pub fn pending(&self, sigmask: u64, process: &pb::SignalQueueEntry) -> Pending {
         regs::deliverable(sigmask, [&self.pending, process])
     }
+}
+
+fn failed(operation: &'static str, tid: Tid) -> impl FnOnce(Errno) -> Error {
+    move |errno| Error::sys(operation, Subject::Tid(tid), errno)
 }
 
 /// A call of ours would come back to such a thread as a signal.
@@ -150,7 +159,7 @@ pub fn ask(batch: &mut Batch, facts: &ThreadFacts) -> Asked {
 }
 
 /// What the thread answered.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Told {
     pub stack: pb::ThreadSasEntry,
     pub tid_address: u64,
@@ -190,13 +199,26 @@ impl Asked {
 
 /// A thread as CRIU's entry, without what belongs to the process.
 pub fn core(facts: &ThreadFacts, state: &ThreadState, told: &Told, layout: &Layout) -> Result<pb::CoreEntry> {
+    Ok(pb::CoreEntry {
+        thread_info: Some(pb::ThreadInfoX86 {
+            clear_tid_addr: told.tid_address,
+            gpregs: regs::to_entry(&restart::from_the_start(&state.regs).unwrap_or(state.regs)),
+            fpregs: regs::to_fp_entry(&state.xstate, layout)?,
+            tls: Vec::new(),
+        }),
+        ..core_without_registers(facts, state.sigmask, told)
+    })
+}
+
+/// The same of a thread that has none any more.
+pub fn core_without_registers(facts: &ThreadFacts, sigmask: u64, told: &Told) -> pb::CoreEntry {
     let thread = pb::ThreadCoreEntry {
         futex_rla: facts.robust_list.0,
         futex_rla_len: facts.robust_list.1 as u32,
         sched_nice: Some(facts.nice),
         sched_policy: Some(facts.sched.policy),
         sched_prio: Some(facts.sched.priority),
-        blk_sigset: Some(state.sigmask),
+        blk_sigset: Some(sigmask),
         sas: Some(told.stack),
         pdeath_sig: Some(told.pdeath_sig),
         signals_p: Some(facts.pending.clone()),
@@ -210,25 +232,24 @@ pub fn core(facts: &ThreadFacts, state: &ThreadState, told: &Told, layout: &Layo
         }),
         ..Default::default()
     };
-    Ok(pb::CoreEntry {
-        mtype: pb::core_entry::March::X8664 as i32,
-        thread_info: Some(pb::ThreadInfoX86 {
-            clear_tid_addr: told.tid_address,
-            gpregs: regs::to_entry(&restart::from_the_start(&state.regs).unwrap_or(state.regs)),
-            fpregs: regs::to_fp_entry(&state.xstate, layout)?,
-            tls: Vec::new(),
-        }),
-        thread_core: Some(thread),
-        ..Default::default()
-    })
+    pb::CoreEntry { mtype: pb::core_entry::March::X8664 as i32, thread_core: Some(thread), ..Default::default() }
 }
 
 /// A thread as our own entry.
 pub fn own(pid: Pid, facts: &ThreadFacts, state: &ThreadState, told: &Told) -> pb::PtyagentThread {
+    pb::PtyagentThread {
+        xstate: Some(state.xstate.clone()),
+        interrupted_rax: restart::from_the_start(&state.regs).map(|_| state.regs.rax as i64),
+        restart: state.rest.as_ref().map(restart_of).or_else(|| facts.restart.clone()),
+        ..own_without_registers(pid, facts, told)
+    }
+}
+
+/// The same of a thread that has none any more.
+pub fn own_without_registers(pid: Pid, facts: &ThreadFacts, told: &Told) -> pb::PtyagentThread {
     let mut own = pb::PtyagentThread {
         tid: Some(facts.tid.0 as u32),
         pid: Some(pid.0 as u32),
-        xstate: Some(state.xstate.clone()),
         rseq_pointer: told.rseq.map(|rseq| rseq.pointer),
         rseq_len: told.rseq.map(|rseq| rseq.size),
         rseq_signature: told.rseq.map(|rseq| rseq.signature),
@@ -242,15 +263,13 @@ pub fn own(pid: Pid, facts: &ThreadFacts, state: &ThreadState, told: &Told) -> p
         sched_flags: Some(facts.sched.flags),
         sched_nice: Some(facts.nice),
         sched_priority: Some(facts.sched.priority),
-        sched_runtime: deadline(facts, facts.sched.runtime).or(facts.slice),
-        sched_deadline: deadline(facts, facts.sched.deadline),
-        sched_period: deadline(facts, facts.sched.period),
+        sched_runtime: scheduling::deadline(&facts.sched, facts.sched.runtime).or(facts.slice),
+        sched_deadline: scheduling::deadline(&facts.sched, facts.sched.deadline),
+        sched_period: scheduling::deadline(&facts.sched, facts.sched.period),
         ioprio: Some(facts.ioprio),
         cpu_affinity: Some(facts.affinity.clone()),
         timer_slack_ns: Some(told.timerslack),
         cap_ambient: Some(facts.status.capabilities.ambient),
-        interrupted_rax: restart::from_the_start(&state.regs).map(|_| state.regs.rax as i64),
-        restart: state.rest.as_ref().map(restart_of).or_else(|| facts.restart.clone()),
         ..Default::default()
     };
     told.modes.record(&mut own);
@@ -287,11 +306,6 @@ pub fn rest(own: &pb::PtyagentThread) -> Option<Rest> {
     Some(Rest { call, done: u64::try_from(restart.result?).ok()?, data: restart.data.clone().unwrap_or_default() })
 }
 
-/// The fair class has a runtime too, its slice.
-fn deadline(facts: &ThreadFacts, nanoseconds: u64) -> Option<u64> {
-    (facts.sched.policy == SCHED_DEADLINE).then_some(nanoseconds)
-}
-
 /// The processors that a restore may use.
 #[derive(Debug)]
 pub struct Affinity {
@@ -316,7 +330,7 @@ pub fn restore(batch: &mut Batch, core: &pb::CoreEntry, own: &pb::PtyagentThread
     if let Some(slack) = own.timer_slack_ns {
         batch.must(libc::SYS_prctl, [libc::PR_SET_TIMERSLACK.into(), slack.into()]);
     }
-    restore_scheduling(batch, core, own);
+    scheduling::restore(batch, core, own);
     restore_library(batch, core);
     // The thread begins on the restore's one processor.
     let other = own.cpu_affinity.as_deref().filter(|recorded| *recorded != affinity.ours);
@@ -331,37 +345,6 @@ pub fn restore_name(batch: &mut Batch, comm: &[u8]) {
     name.resize(16, 0);
     let name = batch.input(&name);
     batch.must(libc::SYS_prctl, [libc::PR_SET_NAME.into(), name.into()]);
-}
-
-/// The nice value, the I/O priority, policy and priority. All are set, because a thread begins with those of the leader.
-fn restore_scheduling(batch: &mut Batch, core: &pb::CoreEntry, own: &pb::PtyagentThread) {
-    let Some(thread) = &core.thread_core else { return };
-    let (policy, priority) = (thread.sched_policy.unwrap_or(0), thread.sched_prio.unwrap_or(0));
-    let reset = own.sched_flags.unwrap_or(0) & SCHED_FLAG_RESET_ON_FORK;
-    let nice = thread.sched_nice.unwrap_or(0);
-    batch.must(libc::SYS_setpriority, [u64::from(libc::PRIO_PROCESS).into(), 0u64.into(), nice.into()]);
-    if let Some(ioprio) = own.ioprio {
-        batch.must(libc::SYS_ioprio_set, [1u64.into(), 0u64.into(), u64::from(ioprio).into()]);
-    }
-    let attr = |batch: &mut Batch, policy: u32| {
-        let words = [own.sched_runtime, own.sched_deadline, own.sched_period].map(|word| word.unwrap_or(0));
-        let head = [48u32.to_ne_bytes(), policy.to_ne_bytes()].concat();
-        let nice = [nice.to_ne_bytes(), 0u32.to_ne_bytes()].concat();
-        let attr = [head, reset.to_ne_bytes().to_vec(), nice, words.map(u64::to_ne_bytes).concat()].concat();
-        batch.input(&attr)
-    };
-    if policy == SCHED_IDLE {
-        // The kernel keeps the slice that the thread was born with there, and takes another one in SCHED_OTHER only.
-        let other = attr(batch, SCHED_OTHER);
-        batch.call(libc::SYS_sched_setattr, [0u64.into(), other.into(), 0u64.into()]);
-    } else if policy == SCHED_DEADLINE || own.sched_runtime.is_some() {
-        let attr = attr(batch, policy);
-        batch.must(libc::SYS_sched_setattr, [0u64.into(), attr.into(), 0u64.into()]);
-        return;
-    }
-    let parameter = batch.input(&priority.to_ne_bytes());
-    let policy = policy | if reset != 0 { SCHED_RESET_ON_FORK } else { 0 };
-    batch.must(libc::SYS_sched_setscheduler, [0u64.into(), u64::from(policy).into(), parameter.into()]);
 }
 
 /// What the kernel keeps per thread for the C library.

@@ -36,7 +36,7 @@ pub fn dump_running(root: i32, dir: &Path) {
 
 /// Restores what is in `dir`; it runs when this returns.
 pub fn restore(dir: &Path) {
-    let output = ptyagent(&["restore", "--detach", "-D", dir.to_str().unwrap()]);
+    let output = patiently(&["restore", "--detach", "-D", dir.to_str().unwrap()]);
     assert!(output.status.success(), "restore: {}", report(&output));
 }
 

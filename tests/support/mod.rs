@@ -28,7 +28,8 @@ pub use other_kernel::{copy_images, of_another_kernel};
 pub use pty::{Pty, Reading, Size};
 pub use reaper::{Subreaper, kill_session, subreaper};
 pub use snapshot::{
-    Quiet, Stat, TaskSnapshot, assert_same_lines, ps_line, ps_line_inside, quiet_snapshot, shown, snapshot, stat, tree,
+    Quiet, Stat, TaskSnapshot, assert_same_lines, ps_line, ps_line_inside, quiet_snapshot, seen, shown, snapshot, stat,
+    tree,
 };
 pub use stage::{Answer, Arg, Stage, hex, parse, room};
 pub use stage_tty::RDWR;

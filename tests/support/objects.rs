@@ -152,9 +152,9 @@ fn without_numbers(line: &str) -> String {
     }
 }
 
-/// Waits until a process waits.
+/// Waits until a process waits; where its main thread has ended, another of its threads.
 pub fn asleep(pid: i32) {
-    let state = || super::stat(pid).map(|stat| stat.state);
+    let state = || super::stat(super::seen(pid)).map(|stat| stat.state);
     until("sleeping process", PATIENCE, || (state() == Some('S')).then_some(()), || format!("{:?}", state()));
 }
 

@@ -55,16 +55,25 @@ pub fn stat(pid: i32) -> Option<Stat> {
     })
 }
 
+/// The thread whose directory shows a process: another one where its main thread has ended before it.
+pub fn seen(pid: i32) -> i32 {
+    let ended = |tid: i32| stat(tid).is_none_or(|stat| stat.state == 'Z');
+    let threads = || fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let numbers = || threads().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    if ended(pid) { numbers().find(|tid| !ended(*tid)).unwrap_or(pid) } else { pid }
+}
+
 /// A snapshot of a living process; panics where it is gone. The process is not stopped, so a busy one may change meanwhile.
 pub fn snapshot(pid: i32) -> TaskSnapshot {
-    let read = |name: &str| fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap();
+    let shown = seen(pid);
+    let read = |name: &str| fs::read_to_string(format!("/proc/{shown}/{name}")).unwrap();
     let numbers = |name: &str| {
-        let entries = fs::read_dir(format!("/proc/{pid}/{name}")).unwrap().flatten();
+        let entries = fs::read_dir(format!("/proc/{shown}/{name}")).unwrap().flatten();
         entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok()).collect::<Vec<_>>()
     };
     let fds = numbers("fd").into_iter().filter_map(|fd| {
-        let link = fs::read_link(format!("/proc/{pid}/fd/{fd}")).ok()?;
-        let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}")).ok()?;
+        let link = fs::read_link(format!("/proc/{shown}/fd/{fd}")).ok()?;
+        let info = fs::read_to_string(format!("/proc/{shown}/fdinfo/{fd}")).ok()?;
         Some((fd, (link.to_string_lossy().into_owned(), info)))
     });
     let threads = numbers("task").into_iter().filter_map(|tid| {

@@ -127,7 +127,13 @@ impl Flight {
 
     /// What is in flight, as one more table.
     pub fn table(&self) -> Table<'_> {
-        Table { pid: self.us, comm: "in flight", pidfd: self.pidfd.as_fd(), descriptors: &self.descriptors }
+        Table {
+            pid: self.us,
+            seen: self.us,
+            comm: "in flight",
+            pidfd: self.pidfd.as_fd(),
+            descriptors: &self.descriptors,
+        }
     }
 
     /// Adds all messages to the images.

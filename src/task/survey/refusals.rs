@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 
 use super::{Alive, Life, Survey, TaskFacts};
 use crate::error::{Errno, Error, Refusal, Result};
-use crate::ids::{Pgid, Pid, Sid};
+use crate::ids::{Pgid, Pid, Sid, Tid};
 use crate::mem::segment;
 use crate::procfs::{self, Mapping, Namespaces, Sharing, Stat, State, Status, attributes, tree};
 use crate::sys::process::{KcmpType, kcmp};
-use crate::task::{freeze, sharing};
+use crate::task::{freeze, leader, sharing};
 
 pub(super) fn refuse<T>(pid: Pid, comm: String, kind: impl Into<String>, remedy: impl Into<String>) -> Result<T> {
     Err(Error::Refused(Refusal { pid, comm, fd: None, kind: kind.into(), remedy: remedy.into() }))
@@ -43,7 +43,7 @@ pub(super) fn refuse_root(root: Pid) -> Result<()> {
     if stat.is_kernel_thread() {
         return refuse(root, comm, "a kernel thread, which has no session", "name a session leader instead");
     }
-    if stat.state.is_dead() {
+    if stat.state.is_dead() && stat.num_threads <= 1 {
         return refuse(root, comm, "a zombie, which has nothing left to save", "name a living process instead");
     }
     match ancestors()?.contains(&root) {
@@ -107,12 +107,12 @@ pub(super) fn refuse_uninjectable(survey: &Survey, task: &TaskFacts) -> Result<(
     if task.status.core_dumping == Some(1) {
         return refuse(pid, comm, "it is writing a core dump", "wait until it has ended, then try again");
     }
-    let Life::Alive(_) = task.life else {
-        return match task.threads.len() {
-            0 | 1 => Ok(()),
-            _ => refuse(pid, comm, "its main thread has ended while others run on", "end the program, then try again"),
-        };
-    };
+    if matches!(task.life, Life::Zombie { .. }) {
+        return Ok(());
+    }
+    if task.has_lost_leader() {
+        leader::refuse_unseen(task)?;
+    }
     refuse_strict_seccomp(task)?;
     if waits_in_vfork(pid) {
         return refuse_vfork(survey, task);
@@ -199,6 +199,9 @@ pub fn refuse_unsupported(survey: &Survey) -> Result<()> {
         refuse_leaders(survey, task)?;
     }
     for (task, alive) in survey.living() {
+        if task.has_lost_leader() {
+            leader::refuse_unsupported(task)?;
+        }
         refuse_surroundings(task, alive, &ours)?;
         for mapping in &alive.maps {
             refuse_mapping(task, mapping)?;
@@ -252,11 +255,12 @@ fn refuse_surroundings(task: &TaskFacts, alive: &Alive, namespaces: &Namespaces)
     let identity = |path: &Path| std::fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino())).ok();
     // A process that has just ended has neither directory; the look at the frozen tree decides about it.
     let ours = identity(Path::new("/"));
-    if identity(&procfs::path(pid, "root")).is_some_and(|root| Some(root) != ours) {
+    let seen = Pid(task.body.0);
+    if identity(&procfs::path(seen, "root")).is_some_and(|root| Some(root) != ours) {
         let kind = format!("it has a root directory of its own ({})", Path::new(&alive.root).display());
         return refuse(pid, comm, kind, "run ptyagent under the same root (chroot)");
     }
-    let (cwd, by_path) = (identity(&procfs::path(pid, "cwd")), identity(Path::new(&alive.cwd)));
+    let (cwd, by_path) = (identity(&procfs::path(seen, "cwd")), identity(Path::new(&alive.cwd)));
     if cwd.is_some() && cwd != by_path && (by_path.is_some() || is_deleted(&alive.cwd)) {
         return refuse(
             pid,
@@ -293,7 +297,7 @@ fn refuse_removed(task: &TaskFacts, mapping: &Mapping) -> Result<()> {
             format!("its mapping at {} is the removed file {}", mapping.start, Path::new(&mapping.name).display());
         refuse(task.pid, task.comm(), kind, remedy)
     };
-    match std::fs::metadata(mapping.link(task.pid)) {
+    match std::fs::metadata(mapping.link(Pid(task.body.0))) {
         Ok(file) if file.nlink() == 0 => Ok(()),
         Ok(_) => refuse("restart that program (its file was replaced and has another name now), then dump again"),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
@@ -340,8 +344,10 @@ fn is_device(mapping: &Mapping) -> bool {
 /// Processes that share memory with each other, and a root that shares anything with its parent (clone without fork's copies).
 fn refuse_sharing(survey: &Survey) -> Result<()> {
     let remedy = "try again in a moment, or end one of the two";
-    let pids: Vec<Pid> = survey.living().map(|(task, _)| task.pid).collect();
-    if let Some((b, a)) = sharing::groups(&pids, KcmpType::Vm)?.into_iter().find(|(pid, first)| pid != first) {
+    let bodies: Vec<Tid> = survey.living().map(|(task, _)| task.body).collect();
+    let sharers = sharing::groups(&bodies, KcmpType::Vm)?.into_iter().find(|(tid, first)| tid != first);
+    if let Some((Tid(b), Tid(a))) = sharers {
+        let (a, b) = (Pid(a), Pid(b));
         let kind = format!("it shares its memory with process {b} ({})", name_of(b));
         return refuse(a, name_of(a), kind, remedy);
     }
@@ -351,7 +357,7 @@ fn refuse_sharing(survey: &Survey) -> Result<()> {
         [(KcmpType::Vm, "memory"), (KcmpType::Files, "descriptor table"), (KcmpType::Fs, "working directory and umask")]
     {
         // Of a parent that we may not look at nothing is known; it is another user's, who is no maker of such children.
-        if kcmp(root.pid.into(), parent.into(), kind, 0, 0).is_ok_and(|order| order.is_eq()) {
+        if kcmp(root.body, parent.into(), kind, 0, 0).is_ok_and(|order| order.is_eq()) {
             let kind = format!("it shares its {what} with its parent {parent} ({}), outside the tree", name_of(parent));
             return refuse(root.pid, root.comm(), kind, remedy);
         }

@@ -156,7 +156,8 @@ fn a_reparented_member_is_refused() {
 fn shared_objects_are_found() {
     let me = Pid(std::process::id() as i32);
     let shell = Shell::start();
-    assert_eq!(groups(&[me, shell.pid()], KcmpType::Vm).unwrap(), [(me, me), (shell.pid(), shell.pid())].into());
+    let (me, shell) = (Tid::from(me), Tid::from(shell.pid()));
+    assert_eq!(groups(&[me, shell], KcmpType::Vm).unwrap(), [(me, me), (shell, shell)].into());
 }
 
 #[test]

@@ -19,8 +19,9 @@ const CAPACITY: u32 = 1024;
 pub fn refuse_threads(survey: &Survey) -> Result<()> {
     for (task, alive) in survey.living() {
         let leader = Tid::from(task.pid);
-        for tid in task.threads.iter().copied() {
-            let own = || if tid == leader { Ok(()) } else { refuse_thread(task, alive, tid) };
+        let ended = |tid: &Tid| *tid == leader && task.has_lost_leader();
+        for tid in task.threads.iter().copied().filter(|tid| !ended(tid)) {
+            let own = || if tid == task.body { Ok(()) } else { refuse_thread(task, alive, tid) };
             match refuse_rare(task, tid).and_then(|()| own()) {
                 // It has ended since.
                 Err(Error::Gone(_)) => {}
@@ -61,7 +62,7 @@ fn rarity(flags: u32, attr: &SchedAttr, cookie: u64) -> Option<&'static str> {
 fn refuse_thread(task: &TaskFacts, alive: &Alive, tid: Tid) -> Result<()> {
     let (pid, comm) = (task.pid, task.comm());
     let remedy = "end that program, then dump again";
-    if !sharing::is_one(pid.into(), tid, KcmpType::Files)? {
+    if !sharing::is_one(task.body, tid, KcmpType::Files)? {
         return refuse(pid, comm, format!("its thread {tid} has a descriptor table of its own"), remedy);
     }
     if !Namespaces::read(Pid(tid.0))?.differences(&alive.namespaces).is_empty() {
