@@ -97,8 +97,8 @@ pub fn take(root: Pid, mode: SurveyMode, allowed: &Allowed, mut frozen_at: impl 
     }
 }
 
-/// A parasite without a controller notices that after three seconds at most.
-const LEAVING: Duration = Duration::from_secs(10);
+/// A parasite without a controller notices that after three seconds; after more where it shares the processor with many others.
+const LEAVING: Duration = Duration::from_secs(30);
 /// How long a tree may go on changing under the looks at it.
 const MOVING: Duration = Duration::from_secs(3);
 

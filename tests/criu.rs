@@ -64,9 +64,7 @@ fn a_bash(dumper: Tool, restorer: Tool) {
         let dir = TempDir::new();
         let holder = Holder::bash();
         holder.type_keys("cd /usr; answer=42; sleep 1000 &\r");
-        holder.wait_for_text("[1] ");
-        let job = || tree(holder.pid()).into_iter().find(|pid| support::stat(*pid).is_some_and(|s| s.comm == "sleep"));
-        until("job", PATIENCE, job, String::new);
+        holder.wait_for_process("sleep");
         holder.type_keys("echo $answer $PWD");
         holder.wait_for_text("$ echo $answer $PWD");
         let pids = tree(holder.pid());
@@ -173,7 +171,7 @@ fn a_bash_comes_back_without_our_own_image() {
         let dir = TempDir::new();
         let holder = Holder::bash();
         holder.type_keys("answer=42; sleep 1000 &\r");
-        holder.wait_for_text("[1] ");
+        holder.wait_for_process("sleep");
         let pids = tree(holder.pid());
         dump(holder.pid(), &dir.join("images"));
         forget_ours(&dir.join("images"), |_| ());

@@ -29,7 +29,7 @@ fn dump_without(lack: &str, holder: &Holder, dir: &Path) -> Output {
 fn session() -> Holder {
     let holder = Holder::bash();
     holder.type_keys("sleep 1000 &\r");
-    holder.wait_for_text("[1] ");
+    holder.wait_for_process("sleep");
     holder.type_keys("n=41; echo set$((n))\r");
     holder.wait_for_text("set41");
     holder

@@ -135,7 +135,8 @@ fn process_ids_that_are_taken_are_free_in_a_namespace() {
         let _serial = serial();
         let holder = Holder::bash();
         let dir = TempDir::new();
-        answer(&holder, "sleep 1000 & x=14; PS1='> '", "> ");
+        answer(&holder, "sleep 1000 & x=14; PS1='>'' '", "> ");
+        holder.wait_for_process("sleep");
         let before = numbers(tree(holder.pid()).iter().map(|pid| i64::from(*pid)));
         // The original runs on, with all its numbers.
         dump_running(holder.pid(), &dir.join("images"));

@@ -133,14 +133,20 @@ pub fn pause(timeout: i32) {
     let _ = call(POLL, [0, 0, number(timeout), 0, 0, 0]);
 }
 
+/// What one look counts for at most, in microseconds: while this thread did not run, the kernel's worker may not have run either.
+const LOOK: u64 = 5000;
+
 /// Whether `condition` comes true within `timeout` microseconds; the processor is yielded between looks.
 pub fn await_that(timeout: u64, mut condition: impl FnMut() -> bool) -> bool {
-    let start = now();
+    let (mut last, mut waited) = (now(), 0);
     loop {
         if condition() {
             return true;
         }
-        if now().wrapping_sub(start) > timeout {
+        let time = now();
+        waited += time.wrapping_sub(last).min(LOOK);
+        last = time;
+        if waited > timeout {
             return false;
         }
         let _ = call(SCHED_YIELD, [0; 6]);

@@ -11,8 +11,11 @@ const FUTEX: u64 = 202;
 const CLOCK_GETTIME: u64 = 228;
 const FUTEX_WAKE: u64 = 1;
 const CLOCK_MONOTONIC: u64 = 1;
-/// How long an answered request may stay uncollected before the controller counts as gone, in seconds.
-const PATIENCE: i64 = 2;
+/// How long an answered request may stay uncollected before the controller counts as gone, in milliseconds.
+const PATIENCE: i64 = 2500;
+/// What one look counts for at most, in milliseconds: while this thread did not run, because of others or because the whole machine stood still, the
+/// controller may not have run either.
+const LOOK: i64 = 20;
 
 /// Serves until the controller is gone; then what is to be undone has been undone.
 ///
@@ -52,10 +55,13 @@ fn next(base: u64, header: &Header) -> Next {
 /// The window between the answer and the stop is the only one in which a dead controller is not noticed at once. A sleep
 /// would have to end by a timeout, and those overwrite the victim's restart block when interrupted.
 fn wait_for_stop(state: &AtomicU32) -> Next {
-    let start = seconds();
+    let (mut last, mut waited) = (milliseconds(), 0);
     while state.load(Ordering::Acquire) == wire::DONE {
         syscall(SCHED_YIELD, [0; 6]);
-        if seconds() - start > PATIENCE
+        let now = milliseconds();
+        waited += (now - last).min(LOOK);
+        last = now;
+        if waited > PATIENCE
             && state.compare_exchange(wire::DONE, wire::LEAVING, Ordering::AcqRel, Ordering::Acquire).is_ok()
         {
             return Next::Leave;
@@ -64,10 +70,10 @@ fn wait_for_stop(state: &AtomicU32) -> Next {
     Next::Serve
 }
 
-fn seconds() -> i64 {
+fn milliseconds() -> i64 {
     let mut now = [0i64; 2];
     syscall(CLOCK_GETTIME, [CLOCK_MONOTONIC, now.as_mut_ptr() as u64, 0, 0, 0, 0]);
-    now[0]
+    now[0] * 1000 + now[1] / 1_000_000
 }
 
 /// Runs the calls of a span in order and writes each result.

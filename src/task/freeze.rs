@@ -176,15 +176,15 @@ fn ended(pid: Pid, tid: Tid) -> bool {
     }
 }
 
-/// How long a process may take to stop.
-pub const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a process may take to stop: so many looks of so long each. On the clock alone, a machine that stood still would leave it no time.
+pub const LOOKS: u32 = 250;
+pub const LOOK: Duration = Duration::from_millis(20);
 
 /// Waits for a stop, and mends what it broke. A process in vfork does not stop before its child, which may be stopped already, goes
 /// on. What has not stopped comes back with the error.
 fn settle(pid: Pid, running: Running, waits: &Waits) -> std::result::Result<Stopped, (Error, Option<Running>)> {
-    const LOOK: Duration = Duration::from_millis(20);
-    let deadline = Instant::now() + PATIENCE;
     let mut running = running;
+    let mut looks = 0;
     loop {
         running = match running.settle_within(LOOK).map_err(|error| (error, None))? {
             Ok(stopped) => return mend(pid, stopped, waits),
@@ -193,7 +193,10 @@ fn settle(pid: Pid, running: Running, waits: &Waits) -> std::result::Result<Stop
         let comm = || Stat::read(pid).map(|stat| stat.comm_text()).unwrap_or_default();
         let error = match waits_in_vfork(pid) {
             true => in_vfork(pid, comm(), ""),
-            false if Instant::now() < deadline => continue,
+            false if looks < LOOKS => {
+                looks += 1;
+                continue;
+            }
             false => Error::Refused(Refusal {
                 pid,
                 comm: comm(),
@@ -237,7 +240,7 @@ fn let_time_out(pid: Pid, stopped: Stopped, waits: &Waits) -> std::result::Resul
     if !is_candidate || !waits.may_be_over(pid, tid, &regs, &inject::open_mem(tid).map_err(lost)?) {
         return Ok(stopped);
     }
-    let limit = Instant::now() + PATIENCE;
+    let limit = Instant::now() + LOOK * LOOKS;
     let (mut entered, mut asked, mut asleep) = (false, false, None);
     let mut running = stopped.cont_to_syscall().map_err(lost)?;
     let stopped = loop {

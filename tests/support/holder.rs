@@ -109,6 +109,12 @@ impl Holder {
         self.wait_for_screen(text, PATIENCE, |screen| screen.contents().contains(text));
     }
 
+    /// Waits until a process of the tree runs this program and waits for something, and yields it: the shell has told of a job before that has its program.
+    pub fn wait_for_process(&self, comm: &str) -> i32 {
+        let runs = |pid: &i32| stat(*pid).is_some_and(|stat| stat.comm == comm && stat.state == 'S');
+        until(comm, PATIENCE, || tree(self.pid).into_iter().find(runs), || self.screen_text())
+    }
+
     /// Waits until what the terminal showed behind its first `seen` bytes has this text in it.
     pub fn wait_for_new_output(&self, seen: usize, text: &str) {
         let new = || self.output().get(seen..).unwrap_or_default().to_vec();

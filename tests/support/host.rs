@@ -65,15 +65,19 @@ fn lock_in(dir: &Path, name: &str) -> Flock<File> {
     Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| errno).unwrap()
 }
 
-/// A limit as it is on this machine: `PTYAGENT_PATIENCE` says how many times longer things may take, in emulation for example.
+/// A limit as it is on this machine, which may have much else to do: limits say what is long on one that has not.
 pub(super) fn patience(limit: Duration) -> Duration {
-    limit * std::env::var("PTYAGENT_PATIENCE").ok().and_then(|factor| factor.parse().ok()).unwrap_or(1)
+    limit * 3 * slowness()
+}
+
+/// `PTYAGENT_PATIENCE` says how many times longer things may take, in emulation for example.
+fn slowness() -> u32 {
+    std::env::var("PTYAGENT_PATIENCE").ok().and_then(|factor| factor.parse().ok()).unwrap_or(1).max(1)
 }
 
 /// How often something is repeated, where that is only to find what happens seldom: less often where everything takes longer.
 pub fn times(usual: u64) -> u64 {
-    let factor = patience(Duration::from_secs(1)).as_secs().max(1);
-    (usual / factor).max(usual.min(5))
+    (usual / u64::from(slowness())).max(usual.min(5))
 }
 
 /// Runs the test's body; panics if it takes longer.

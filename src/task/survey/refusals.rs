@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 use super::{Alive, Life, Survey, TaskFacts};
 use crate::error::{Errno, Error, Refusal, Result};
@@ -178,11 +177,12 @@ fn shares_memory(a: Pid, b: Pid) -> bool {
 
 /// Page faults and disk reads show this state for moments: it counts only when it lasts as long as a stop may.
 fn still_in_disk_sleep(task: &TaskFacts) -> Result<bool> {
-    const LOOK: Duration = Duration::from_millis(5);
-    let deadline = Instant::now() + freeze::PATIENCE;
     let mut state = task.stat.state;
-    while state == State::DiskSleep && Instant::now() < deadline {
-        std::thread::sleep(LOOK);
+    for _ in 0..freeze::LOOKS {
+        if state != State::DiskSleep {
+            return Ok(false);
+        }
+        std::thread::sleep(freeze::LOOK);
         state = match Stat::read(task.pid) {
             Ok(stat) => stat.state,
             Err(Error::Gone(_)) => return Ok(false),
