@@ -19,7 +19,10 @@ use nix::sys::ptrace::{self, Options};
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
-use support::{PATIENCE, Pty, Quiet, Reading, Size, TempDir, Victim, asleep, dump_running, until, with_timeout};
+use support::{
+    LINE, PATIENCE, Pty, Quiet, RDWR, Reading, Size, Stage, TempDir, Victim, asleep, differences, dump_running,
+    front_without_descriptor, master_behind, tree, until, with_timeout,
+};
 
 const LIMIT: Duration = Duration::from_secs(900);
 const PTRACE_INTERRUPT: u64 = 0x4207;
@@ -241,5 +244,35 @@ fn a_write_to_a_full_terminal() {
         victim.counters().assert_unharmed();
         let whole = || (pty.output().len() == 48000).then_some(());
         until("whole output", PATIENCE, whole, || pty.output().len().to_string());
+    });
+}
+
+/// A terminal that a dump cannot read where it is open is as it was.
+fn read_from_elsewhere(name: &str, stage: &mut Stage) {
+    let (root, seen) = (stage.pid("root"), stage.observe());
+    let before = Quiet::of(&tree(root));
+    sweep(name, root, &before, |at, _| {
+        let unlike = differences("seen", &seen, &stage.observe());
+        assert!(unlike.is_empty(), "border {at}:\n{}", unlike.join("\n"));
+    });
+}
+
+#[test]
+fn a_master_that_another_process_borrows() {
+    with_timeout(LIMIT, || {
+        let mut stage = master_behind();
+        read_from_elsewhere("borrowed", &mut stage);
+        assert_eq!(stage.drain("behind", 10), ["18:typed\\r\\npartshown\\r\\n"]);
+        assert_eq!(stage.drain("front", 20), [LINE]);
+    });
+}
+
+#[test]
+fn a_terminal_that_is_opened_for_the_dump() {
+    with_timeout(LIMIT, || {
+        let (mut stage, _master) = front_without_descriptor();
+        read_from_elsewhere("opened", &mut stage);
+        stage.open("job", 20, "/dev/tty", RDWR);
+        assert_eq!(stage.drain("job", 20), [LINE]);
     });
 }

@@ -147,7 +147,9 @@ fn is_up() -> bool {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
         !status.contains("TracerPid:\t0\n")
     };
-    while !victims.iter().all(is_traced) && up.elapsed() < HELD / 2 {}
+    while !victims.iter().all(is_traced) && up.elapsed() < HELD / 2 {
+        thread::park_timeout(Duration::from_millis(1));
+    }
     let is_held = victim.result().is_empty();
     // The interruption comes right behind the seizure.
     pass(HELD / 8);

@@ -12,7 +12,7 @@
 use super::io::{self, Io, POLLIN, POLLOUT};
 use super::*;
 
-/// The furthest column that is told from those behind it.
+/// The furthest column that is told; of one behind it the remainder by eight is, which is all that a tab looks at.
 pub const MOST: u32 = 512;
 
 const BACKSPACE: u8 = 0x08;
@@ -36,7 +36,7 @@ pub fn read_column(hold: &mut Hold, slave: i32, master: i32) -> Io<()> {
     hold.phase = DRAINING;
     io::set_settings(slave, &Settings { oflag: OPOST | XTABS, ..quiet(hold) })?;
     let first = written(slave, master, b"\t", b' ')?;
-    hold.column = MOST;
+    hold.column = MOST.saturating_sub(first);
     for round in 1..=MOST / 8 {
         // The first tab leads less far than the others.
         let step = if round == 1 { STEP.get(8..).unwrap_or_default() } else { STEP.as_slice() };

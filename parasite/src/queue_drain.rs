@@ -181,7 +181,9 @@ fn read_raw(hold: &mut Hold, work: &mut Work) -> Io<()> {
 /// Under EXTPROC nothing is edited, so no settings are in the way; a change would leave a status bit for an external master, and make a full
 /// buffer throw input away. All that was in the buffer comes with the first read, but for a lone VEOF at its end, which is taken and not told.
 fn read_external(hold: &mut Hold, work: &mut Work) -> Io<()> {
+    let limit = hold.settings.ring_limit();
     loop {
+        let is_first = hold.input_len == 0;
         io::poll(work.slave, POLLIN, 0);
         let count = io::unread(work.slave);
         // Less than nothing is there where a buffer has been read that had thrown input away.
@@ -198,12 +200,13 @@ fn read_external(hold: &mut Hold, work: &mut Work) -> Io<()> {
             *hold.input.get_mut(hold.input_len as usize).ok_or(io::ENOBUFS)? = hold.settings.cc[VEOF];
             hold.input_len += 1;
         }
-        if hold.ring_len == 0 && hold.input_len >= RING {
-            hold.ring_len = hold.input_len;
+        if hold.ring_len == 0 && hold.input_len >= limit {
+            // What comes in behind the first read was on its way, and fills the buffer up.
+            hold.ring_len = if is_first { hold.input_len } else { limit };
         }
     }
     if hold.ring_len == 0 {
-        hold.ring_len = hold.input_len.min(RING);
+        hold.ring_len = hold.input_len;
     }
     Ok(())
 }

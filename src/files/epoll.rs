@@ -7,6 +7,9 @@
 //! (EPOLLET) that the targets' state raises at once have been seen, and are taken; otherwise they are left, so that none is lost. An EPOLLONESHOT
 //! entry that has fired fires again here, before others are there to be disturbed.
 //!
+//! Lost: that an entry is not on the list though its target is ready. A master in packet mode wakes only those who ask for input, so one that
+//! asks for EPOLLPRI alone is not told of its status, and is after a restore.
+//!
 //! Refused: an entry on what only a process outside the tree has open; one that has fired and whose target is not ready for anything now.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -15,8 +15,8 @@
 //!   TIOCPKT_IOCTL. With ICANON a full line buffer makes the typist wait after a restore, also where nothing had been read since EXTPROC was set: then the
 //!   kernel would throw away what comes in.
 //! - An external master in packet mode is told once more of a TCOOFF that it knows of: only TCOON tells it from a full output queue.
-//! - Columns beyond 512, and those of a terminal with an external master; where an unfinished line behind whole ones begins, and that it is being
-//!   erased where the line buffer is full or echoes were held back; tabs in echoes that were held back.
+//! - Columns beyond 512, but for what a tab makes of them, and those of a terminal with an external master; where an unfinished line behind whole
+//!   ones begins, and that it is being erased where the line buffer is full or echoes were held back; tabs in echoes that were held back.
 
 use crate::error::{Error, Result};
 use crate::parasite_side::queue as side;

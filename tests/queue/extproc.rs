@@ -62,6 +62,14 @@ fn more_than_the_line_buffer() {
             nix::unistd::read(&p.slave, &mut [0; 9]).unwrap();
             p.keys(&text);
         });
+        // Under PARMRK the buffer counts as full earlier.
+        check(&format!("marked, after a read, {mode}"), |p| {
+            external(p, local);
+            p.change(|t| t.c_iflag |= libc::PARMRK);
+            p.keys(b"first");
+            nix::unistd::read(&p.slave, &mut [0; 9]).unwrap();
+            p.keys(&text);
+        });
         // What is dropped takes the kernel's worker a round each byte, and nobody sees when it is done: a few hundred of them.
         let typed = if local & libc::ICANON != 0 { &text[..4600] } else { &text[..] };
         check(&format!("before any read, {mode}"), |p| {

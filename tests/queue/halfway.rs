@@ -74,8 +74,8 @@ fn waits_and_simulated_input() {
 #[test]
 fn columns() {
     const TAB3: u32 = 0o14000;
-    let far = b"0123456789".repeat(51);
-    for said in [&b""[..], b"$ ", b"12345678", b"$ name: \t", b"one\ntwo", &far] {
+    let (far, beyond) = (b"0123456789".repeat(51), b"0123456789".repeat(99));
+    for said in [&b""[..], b"$ ", b"12345678", b"$ name: \t", b"one\ntwo", &far, &beyond] {
         for output in [TAB3, libc::ONOCR, TAB3 | libc::ONOCR | libc::ONLRET] {
             check(&format!("{said:?} with {output:#o}"), |p| {
                 p.change(|t| t.c_oflag |= output);

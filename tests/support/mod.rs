@@ -12,6 +12,7 @@ mod objects;
 mod other_kernel;
 mod pty;
 mod reaper;
+mod scenes;
 mod snapshot;
 mod stage;
 mod stage_tty;
@@ -27,6 +28,7 @@ pub use objects::{EndSession, Prepared, asleep, check, check_and, check_images, 
 pub use other_kernel::{copy_images, of_another_kernel};
 pub use pty::{Pty, Reading, Size};
 pub use reaper::{Subreaper, kill_session, subreaper};
+pub use scenes::{LINE, front_without_descriptor, held_outside, master_behind};
 pub use snapshot::{
     Quiet, Stat, TaskSnapshot, assert_same_lines, ps_line, ps_line_inside, quiet_snapshot, seen, shown, snapshot, stat,
     tree,

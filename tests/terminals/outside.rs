@@ -5,12 +5,14 @@ use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 
 use nix::fcntl::{OFlag, open};
-use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
 use nix::sys::stat::Mode;
 use ptyagent::sys::tty;
 
 use crate::cases::{Case, Checked};
-use crate::support::{PATIENCE, RDWR, Stage, dump, dump_running, ptyagent, report, restore, room, until};
+use crate::support::{
+    PATIENCE, RDWR, Stage, dump, dump_running, front_without_descriptor, held_outside, ptyagent, report, restore, room,
+    until,
+};
 
 const M: i32 = 10;
 const S: i32 = 20;
@@ -107,26 +109,6 @@ fn private(checked: &mut Checked) -> String {
     "kept while the index is taken outside".into()
 }
 
-/// A session on a terminal whose master this test holds, with input that nobody has read and output that we have not.
-fn held_outside() -> (Stage, File) {
-    let master = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC).unwrap();
-    grantpt(&master).unwrap();
-    unlockpt(&master).unwrap();
-    let name = ptsname_r(&master).unwrap();
-    let mut stage = Stage::new();
-    stage.open("root", S, &name, RDWR);
-    stage.ioctl("root", S, tty::TIOCSCTTY, 0);
-    stage.write("root", S, b"shown\n");
-    let mut master = File::from(OwnedFd::from(master));
-    master.write_all(b"typed\rpart").unwrap();
-    let has_come =
-        |stage: &mut Stage| stage.must("root", libc::SYS_ioctl, &[S.into(), tty::FIONREAD.into(), room(4)]).number();
-    until("typed line", PATIENCE, || (has_come(&mut stage) == 6).then_some(()), String::new);
-    // The output is told before the input, so asking once more flushes both.
-    stage.events("root", S, libc::POLLIN | libc::POLLOUT);
-    (stage, master)
-}
-
 /// What the master gives until this text has come, behind which nothing is.
 fn shown(master: &mut File, end: &str) -> String {
     let mut text = String::new();
@@ -166,16 +148,6 @@ fn without_master(checked: &mut Checked) -> String {
     restore(&images);
     checked.expect("reads", &stage.drain("root", S).join(","), &"6:typed\\n".into());
     "kept: the output is left to the holder, the input is there behind the terminal that takes its place".into()
-}
-
-/// The same with a job in the foreground that has closed the terminal.
-fn front_without_descriptor() -> (Stage, File) {
-    let (mut stage, master) = held_outside();
-    let job = stage.fork("root", "job");
-    stage.must("job", libc::SYS_setpgid, &[job.into(), job.into()]);
-    stage.ioctl_in("root", S, tty::TIOCSPGRP, &job.to_ne_bytes());
-    stage.close("job", S);
-    (stage, master)
 }
 
 /// Nothing is lost where those that have the terminal open may not read it: dumped with these closed as well.
