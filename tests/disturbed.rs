@@ -219,16 +219,32 @@ fn a_shell_that_forks_all_the_time() {
 
 #[test]
 fn a_parent_in_vfork_is_refused() {
-    with_timeout(LIMIT, || {
-        let victim = Victim::run("signals", "vfork");
-        wait_for_state(victim.pid(), 'D');
+    refused_in_vfork("vfork");
+}
+
+#[test]
+fn a_thread_in_vfork_is_refused() {
+    refused_in_vfork("thread_in_vfork");
+}
+
+/// The child is named, and both go on; once the child has ended nothing is refused.
+fn refused_in_vfork(mode: &'static str) {
+    with_timeout(LIMIT, move || {
+        let victim = Victim::run("signals", mode);
+        let pid = victim.pid();
+        let path = |name: &str| format!("/proc/{pid}/{name}");
+        let threads = || std::fs::read_dir(path("task")).unwrap().map(|entry| entry.unwrap().file_name());
+        let thread = threads().map(|name| name.to_str().unwrap().parse().unwrap()).max().unwrap();
+        wait_for_state(thread, 'D');
+        let child = std::fs::read_to_string(path(&format!("task/{thread}/children"))).unwrap();
+        let named = format!("it waits in vfork for its child {} (signals)", child.trim());
         for _ in 0..5 {
-            let error = inspect(victim.pid()).unwrap_err();
-            assert!(error.contains("vfork"), "{error}");
+            let error = inspect(pid).unwrap_err();
+            assert!(error.contains(&named) && error.contains(&format!("kill {}", child.trim())), "{error}");
         }
         std::fs::write(victim.dir().join("in"), [0]).unwrap();
         victim.wait_for_rounds(1);
-        assert_eq!(disturb(victim.pid(), never), (INSPECTIONS, DUMPS));
+        assert_eq!(disturb(pid, never), (INSPECTIONS, DUMPS));
         victim.counters().assert_unharmed();
     });
 }

@@ -186,9 +186,10 @@ pub fn timer_slack(pid: Pid) -> Result<Option<u64>> {
     one("reading the timer slack", pid, "timerslack_ns", 10)
 }
 
-/// The kernel function that it sleeps in; empty when unknown ("0") or hidden.
-pub fn wchan(pid: Pid) -> Result<String> {
-    let text = read("reading the wait channel", pid, "wchan")?;
+/// The kernel function that a thread sleeps in; empty when unknown ("0") or hidden.
+pub fn wchan(pid: Pid, tid: Tid) -> Result<String> {
+    let text = super::whole(&thread_path(pid, tid, "wchan"));
+    let text = text.map_err(|error| failure("reading the wait channel", pid, &error))?;
     Ok(if text == b"0" { String::new() } else { lossy(&text) })
 }
 
@@ -287,7 +288,7 @@ mod tests {
         let slack = timer_slack(me());
         assert!(matches!(slack, Ok(Some(_)) | Err(Error::Sys { errno: Errno::EPERM, .. })), "{slack:?}");
         assert!(timers(me()).unwrap().is_none_or(|timers| timers.is_empty()));
-        assert!(wchan(me()).is_ok() && cgroups(me()).is_ok() && syscall(me(), me().into()).is_ok());
+        assert!(wchan(me(), me().into()).is_ok() && cgroups(me()).is_ok() && syscall(me(), me().into()).is_ok());
         assert!(scheduled(me(), me().into()).is_none_or(|seen| seen.last_run_ns > 0));
         assert_eq!(limits(me()).unwrap()[7], prlimit(me(), 7).unwrap());
         let namespaces = Namespaces::read(me()).unwrap();

@@ -191,8 +191,9 @@ fn settle(pid: Pid, running: Running, waits: &Waits) -> std::result::Result<Stop
             Err(running) => running,
         };
         let comm = || Stat::read(pid).map(|stat| stat.comm_text()).unwrap_or_default();
-        let error = match waits_in_vfork(pid) {
-            true => in_vfork(pid, comm(), ""),
+        let tid = running.tid();
+        let error = match waits_in_vfork(pid, tid) {
+            true => in_vfork(pid, tid, procfs::tree::children(pid).unwrap_or_default()),
             false if looks < LOOKS => {
                 looks += 1;
                 continue;

@@ -7,11 +7,13 @@
  *   queued    a child sends SIGRTMIN with the values 1, 2, 3, ...; WRONG counts one that is not the next
  *   children  forks a child that ends at once, and waits for SIGCHLD and for it
  *   vfork     waits in vfork for a child that waits for a byte of DIR/in
+ *   thread_in_vfork   a thread of it does so
  *   beside    as children, beside a child that waits in epoll_wait for nothing; EINTRS counts what ends that
  *   zombie    leaves its dead child alone until a byte comes through DIR/in, then waits for it */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -129,7 +131,7 @@ static void fork_waiter(void)
 	}
 }
 
-static void in_vfork(void)
+static void *in_vfork(void *unused)
 {
 	int in = open("in", O_RDWR | O_CLOEXEC);
 	int status = 0;
@@ -144,6 +146,15 @@ static void in_vfork(void)
 	slot[ROUNDS]++;
 	for (;;)
 		pause();
+	return unused;
+}
+
+static void thread_in_vfork(void)
+{
+	pthread_t thread;
+	if (pthread_create(&thread, NULL, in_vfork, NULL))
+		die("pthread_create");
+	pthread_join(thread, NULL);
 }
 
 static void zombie(void)
@@ -176,7 +187,9 @@ int main(int argc, char **argv)
 		die(argv[1]);
 	close(counters);
 	if (!strcmp(argv[2], "vfork"))
-		in_vfork();
+		in_vfork(NULL);
+	if (!strcmp(argv[2], "thread_in_vfork"))
+		thread_in_vfork();
 	if (!strcmp(argv[2], "zombie"))
 		zombie();
 	slot[READY] = 1;

@@ -113,8 +113,9 @@ pub(super) fn refuse_uninjectable(survey: &Survey, task: &TaskFacts) -> Result<(
         leader::refuse_unseen(task)?;
     }
     refuse_strict_seccomp(task)?;
-    if waits_in_vfork(pid) {
-        return refuse_vfork(survey, task);
+    if task.threads.iter().any(|tid| waits_in_vfork(pid, *tid)) {
+        let children = survey.tasks.iter().filter(|child| child.stat.ppid == pid).map(|child| child.pid);
+        return Err(in_vfork(pid, task.body, children));
     }
     match still_in_disk_sleep(task)? {
         true => refuse(
@@ -146,33 +147,26 @@ fn refuse_strict_seccomp(task: &TaskFacts) -> Result<()> {
     Ok(())
 }
 
-/// Whether a process waits for the child that it made with vfork. The kernel's function that waits may be part of its caller, where nothing
+/// Whether a thread waits for the child that it made with vfork. The kernel's function that waits may be part of its caller, where nothing
 /// else waits.
-pub fn waits_in_vfork(pid: Pid) -> bool {
-    attributes::wchan(pid).is_ok_and(|wchan| wchan.contains("vfork") || wchan == "kernel_clone")
-        && Stat::read(pid).is_ok_and(|stat| stat.state == State::DiskSleep)
+pub fn waits_in_vfork(pid: Pid, tid: Tid) -> bool {
+    attributes::wchan(pid, tid).is_ok_and(|wchan| wchan.contains("vfork") || wchan == "kernel_clone")
+        && Stat::read_thread(pid, tid).is_ok_and(|stat| stat.state == State::DiskSleep)
 }
 
-fn refuse_vfork(survey: &Survey, task: &TaskFacts) -> Result<()> {
-    let child = survey.tasks.iter().find(|child| child.stat.ppid == task.pid && shares_memory(task.pid, child.pid));
-    let child = child.map_or_else(String::new, |child| format!(" {} ({})", child.pid, child.comm()));
-    Err(in_vfork(task.pid, task.comm(), &child))
-}
-
-/// The refusal of a process that waits in vfork; `child` is what is known of the child, behind a blank.
-pub fn in_vfork(pid: Pid, comm: String, child: &str) -> Error {
+/// The refusal of a process of which a thread waits in vfork for one of these children; `body` is any living thread of it.
+///
+/// Such a thread comes to no stop before its child has started a program or ended, so that nobody is told its registers, and no call can be
+/// made in it to ask for its signal handlers: the two could be copied only in part.
+pub fn in_vfork(pid: Pid, body: Tid, children: impl IntoIterator<Item = Pid>) -> Error {
+    const START: &str = "try again when the child has started its program";
+    let shares = |child: &Pid| kcmp(body, (*child).into(), KcmpType::Vm, 0, 0).is_ok_and(|order| order.is_eq());
+    let (child, remedy) = match children.into_iter().find(shares) {
+        Some(child) => (format!(" {child} ({})", name_of(child)), format!("{START}, or end it (kill {child})")),
+        None => (String::new(), START.to_owned()),
+    };
     let kind = format!("it waits in vfork for its child{child}");
-    Error::InVfork(Refusal {
-        pid,
-        comm,
-        fd: None,
-        kind,
-        remedy: "try again when the child has started its program".into(),
-    })
-}
-
-fn shares_memory(a: Pid, b: Pid) -> bool {
-    kcmp(a.into(), b.into(), KcmpType::Vm, 0, 0).is_ok_and(|order| order.is_eq())
+    Error::InVfork(Refusal { pid, comm: name_of(pid), fd: None, kind, remedy })
 }
 
 /// Page faults and disk reads show this state for moments: it counts only when it lasts as long as a stop may.
