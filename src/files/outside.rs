@@ -193,11 +193,10 @@ fn holders(inside: &BTreeSet<Pid>, wanted: &Wanted) -> BTreeMap<Object, Pid> {
         if inside.contains(&pid) || pid == us {
             continue;
         }
-        let mappings = if wanted.memory { crate::procfs::maps::read(pid).unwrap_or_default() } else { Vec::new() };
+        let mappings = if wanted.memory { crate::procfs::maps::of_any(pid) } else { Vec::new() };
         let shown = mappings.iter().filter_map(mapped);
         found.extend(shown.filter(|object| wanted.objects.contains(object)).map(|object| (object, pid)));
-        let Ok(directory) = std::fs::read_dir(format!("/proc/{pid}/fd")) else { continue };
-        for path in directory.flatten().map(|entry| entry.path()) {
+        for path in crate::procfs::fdinfo::links(pid) {
             let link = std::fs::read_link(&path);
             if !link.is_ok_and(|link| wanted.links.contains(link.as_os_str())) {
                 continue;

@@ -90,7 +90,7 @@ fn to_entry(segment: &Segment) -> pb::IpcShmEntry {
 fn attached_outside(pid: Pid, mapping: &Mapping, segment: &Segment, inside: Vec<Pid>) -> Result<Error> {
     let namespace = |pid: Pid| std::fs::read_link(procfs::path(pid, "ns/ipc")).ok();
     let shows = |other: &Pid| {
-        let mappings = procfs::maps::read(*other).unwrap_or_default();
+        let mappings = procfs::maps::of_any(*other);
         let shown = || mappings.iter().any(|mapping| is_view(mapping) && mapping.inode as i32 == segment.id);
         !inside.contains(other) && namespace(*other) == namespace(pid) && shown()
     };

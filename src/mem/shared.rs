@@ -75,7 +75,7 @@ pub fn refuse_outside(objects: &[Object<'_>], inside: &BTreeSet<Pid>) -> Result<
             continue;
         }
         // One that is gone by now, or may not be looked into, shows nothing of this user's.
-        let Ok(mappings) = crate::procfs::maps::read(other) else { continue };
+        let mappings = crate::procfs::maps::of_any(other);
         // Segments are counted by the kernel (see `segment`), and their ids are those of a namespace.
         let shown = |object: &&Object<'_>| {
             let shows = |mapping: &Mapping| super::is_shared_anonymous(mapping) && id(mapping) == object.id;

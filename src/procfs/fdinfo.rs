@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 
 use super::{key_value, lines, lossy, number, path, read, readlink};
 use crate::error::{Error, Result};
@@ -61,6 +62,15 @@ impl FdInfo {
     pub fn value(&self, key: &str) -> Option<&str> {
         self.extra.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str())
     }
+}
+
+/// The links to what any process has open, through whichever of its threads shows it; none where it may not be looked into.
+pub fn links(pid: Pid) -> Vec<PathBuf> {
+    let all = |pid| std::fs::read_dir(path(pid, "fd")).into_iter().flatten().flatten();
+    let links = |pid| all(pid).map(|entry| entry.path()).collect::<Vec<PathBuf>>();
+    let found = links(pid);
+    let other = Some(pid).filter(|_| found.is_empty()).map(super::tree::seen).filter(|seen| *seen != pid);
+    other.map_or(found, links)
 }
 
 /// The numbers of the open descriptors, ascending; empty for a zombie. EACCES: no ptrace access.

@@ -179,6 +179,13 @@ pub fn read(pid: Pid) -> Result<Vec<Mapping>> {
     parse(&super::read("reading the maps", pid, "maps")?)
 }
 
+/// The mappings of any process, through whichever of its threads shows them; none where it may not be looked into.
+pub fn of_any(pid: Pid) -> Vec<Mapping> {
+    let found = read(pid).unwrap_or_default();
+    let other = Some(pid).filter(|_| found.is_empty()).map(super::tree::seen).filter(|seen| *seen != pid);
+    other.map_or(found, |seen| read(seen).unwrap_or_default())
+}
+
 /// The mappings with their flags.
 pub fn read_with_flags(pid: Pid) -> Result<Vec<Mapping>> {
     parse(&super::read("reading the smaps", pid, "smaps")?)

@@ -25,6 +25,13 @@ pub fn first_living(pid: Pid, threads: &[Tid]) -> Option<Tid> {
     threads.iter().copied().find(|tid| Stat::read_thread(pid, *tid).is_ok_and(|stat| !stat.state.is_dead()))
 }
 
+/// The thread whose directory shows a process: another one where its main thread has ended before it.
+pub fn seen(pid: Pid) -> Pid {
+    let ended = Stat::read(pid).is_ok_and(|stat| stat.state.is_dead() && stat.num_threads > 1);
+    let other = || first_living(pid, &threads(pid).ok()?);
+    ended.then(other).flatten().map_or(pid, |tid| Pid(tid.0))
+}
+
 /// The children of all threads of a process, ascending, zombies included.
 ///
 /// Exact only while the tree is frozen: the kernel may skip a child when another one ends meanwhile. Where the kernel has no

@@ -3,8 +3,9 @@
 //! A TCP connection has its other end in another machine's memory: it is refused, or comes back reset where the user lets go of it, so that the
 //! program finds what a broken network leaves. A connected UDP socket only remembers an address, and is carried.
 //!
-//! Refused: unread datagrams (their senders cannot be made again), one that is not sent yet, errors that nobody has been told. Nothing tells that a
-//! UDP socket is shut down for sending alone.
+//! Refused: unread datagrams, one that is not sent yet, errors that nobody has been told. Nothing tells that a UDP socket is shut down for sending
+//! alone. A datagram could be sent again in its sender's name through a raw socket alone; it would have another time and come in by the loopback
+//! interface, through whatever filters are there by then, and to all others that its address leads to.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

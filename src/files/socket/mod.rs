@@ -154,9 +154,8 @@ fn outside_holders(inside: &[Pid], wanted: &BTreeSet<u32>) -> BTreeMap<u32, Pid>
         if inside.contains(&pid) || pid == us {
             continue;
         }
-        let Ok(directory) = std::fs::read_dir(format!("/proc/{pid}/fd")) else { continue };
-        for entry in directory.flatten() {
-            let Ok(link) = std::fs::read_link(entry.path()) else { continue };
+        for path in crate::procfs::fdinfo::links(pid) {
+            let Ok(link) = std::fs::read_link(path) else { continue };
             let number = link.to_str().and_then(|name| name.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok());
             if let Some(inode) = number.filter(|inode| wanted.contains(inode)) {
                 found.entry(inode).or_insert(pid);
