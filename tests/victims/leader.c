@@ -58,7 +58,7 @@ static void end_main(int status)
 static void await_end_of_main(pid_t pid)
 {
 	while (*field(pid, 3) != 'Z')
-		sched_yield();
+		usleep(1000);
 }
 
 /* How a child ends once it is told, and the pipe that tells it. */
@@ -174,7 +174,7 @@ static void *in_its_place(void *unused)
 	make_heir(pipe, &heir);
 	for (uintptr_t n = 0; n < WORKERS; n++)
 		workers[n] = start(worker, (void *)n);
-	for (int all = 0; !all; sched_yield()) {
+	for (int all = 0; !all; usleep(1000)) {
 		pthread_mutex_lock(&mutex);
 		all = waiting == WORKERS;
 		pthread_mutex_unlock(&mutex);
@@ -219,10 +219,8 @@ static void *in_its_place(void *unused)
 
 static void ended(void)
 {
-	struct rlimit limit;
 	cpu_set_t cpus;
 	sigset_t mask;
-	getrlimit(RLIMIT_NPROC, &limit);
 	start(in_its_place, NULL);
 	setpriority(PRIO_PROCESS, 0, 3);
 	CPU_ZERO(&cpus);
