@@ -10,41 +10,43 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::cases::Case;
-use crate::support::{Stage, until, with_timeout};
+use crate::support::{Pty, Stage, until, with_timeout};
 
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// The case dumped, killed, restored and compared as ours is, in a few words.
+/// What CRIU makes of a case, in a few words: dumped, killed, restored and compared as ours is, or as the case has it.
 pub fn outcome(case: &Case, criu: &Path) -> String {
     let (case, criu) = (case.clone(), criu.to_owned());
-    let result = std::panic::catch_unwind(|| with_timeout(4 * LIMIT, move || tried(&case, &criu)));
-    result.unwrap_or_else(|_| "the restored tree does not answer".into())
+    let result = std::panic::catch_unwind(|| {
+        with_timeout(4 * LIMIT, move || match case.beside {
+            Some(try_out) => try_out(&criu),
+            None => tried(&case, &criu),
+        })
+    });
+    let told = result.unwrap_or_else(|_| Err("the restored tree does not answer".into()));
+    told.unwrap_or_else(|failed| failed)
 }
 
-fn tried(case: &Case, criu: &Path) -> String {
+/// What it made of a case, or what did not work, in words.
+pub type Tried = Result<String, String>;
+
+fn tried(case: &Case, criu: &Path) -> Tried {
     let mut control = Stage::new();
     (case.setup)(&mut control);
     let want = (case.verify)(&mut control);
     drop(control);
     let mut stage = Stage::new();
     (case.setup)(&mut stage);
-    let (root, dir) = (stage.pid("root").to_string(), stage.dir.join("criu"));
-    fs::create_dir(&dir).unwrap();
     let before = case.seen(&mut stage);
-    let log = |name: &str| dir.join(name).to_str().unwrap().to_owned();
-    let images = dir.to_str().unwrap();
-    match run(criu, &["dump", "-t", &root, "-D", images, "-o", &log("dump.log")]) {
-        None => return "the dump hangs".into(),
-        Some(status) if !status.success() => return format!("refused: {}", complaint(&log("dump.log"))),
-        Some(_) => {}
-    }
-    match run(criu, &["restore", "-d", "-D", images, "-o", &log("restore.log")]) {
-        None => return "the restore hangs".into(),
-        Some(status) if !status.success() => return format!("the restore fails: {}", complaint(&log("restore.log"))),
-        Some(_) => {}
-    }
+    dump(criu, &stage, &[])?;
+    restore(criu, &stage)?;
     let seen = differing(&before, &case.seen(&mut stage));
     let done = differing(&want, &(case.verify)(&mut stage));
+    Ok(verdict(&seen, &done))
+}
+
+/// What is different, in names of facts.
+pub fn verdict(seen: &str, done: &str) -> String {
     match (seen.is_empty(), done.is_empty()) {
         (true, true) => "kept".into(),
         (false, true) => format!("differs: {seen}"),
@@ -53,9 +55,49 @@ fn tried(case: &Case, criu: &Path) -> String {
     }
 }
 
+/// Dumps the tree with more options.
+pub fn dump(criu: &Path, stage: &Stage, more: &[&str]) -> Result<(), String> {
+    let root = stage.pid("root").to_string();
+    fs::create_dir(stage.dir.join(IMAGES)).unwrap();
+    let args = [&["dump", "-t", &root], more].concat();
+    run(criu, stage, &args, "the dump hangs", "refused")
+}
+
+pub fn restore(criu: &Path, stage: &Stage) -> Result<(), String> {
+    run(criu, stage, &["restore", "-d"], "the restore hangs", "the restore fails")
+}
+
+/// Restores on a new terminal, which stands in for one from outside.
+pub fn restore_here(criu: &Path, stage: &Stage) -> Result<Pty, String> {
+    let (dir, log) = (stage.dir.join(IMAGES), stage.dir.join(IMAGES).join("restore.log"));
+    let argv = [criu, Path::new("restore"), Path::new("-d"), Path::new("--shell-job"), Path::new("-D"), &dir];
+    let argv = [&argv[..], &[Path::new("-o"), &log]].concat();
+    let argv: Vec<&str> = argv.iter().map(|word| word.to_str().unwrap()).collect();
+    let mut pty = Pty::spawn(&argv);
+    match pty.wait_for_exit(LIMIT).success() {
+        true => Ok(pty),
+        false => Err(format!("the restore fails: {}", complaint(&log))),
+    }
+}
+
+/// The directory of the images and logs, below a stage's.
+const IMAGES: &str = "criu";
+
+fn run(criu: &Path, stage: &Stage, args: &[&str], hangs: &str, fails: &str) -> Result<(), String> {
+    let dir = stage.dir.join(IMAGES);
+    let log = dir.join(format!("{}.log", args[0]));
+    let mut command = Command::new(criu);
+    command.args(args).arg("-D").arg(&dir).arg("-o").arg(&log);
+    match end(command) {
+        None => Err(hangs.into()),
+        Some(status) if !status.success() => Err(format!("{fails}: {}", complaint(&log))),
+        Some(_) => Ok(()),
+    }
+}
+
 /// None where it had to be killed.
-fn run(criu: &Path, args: &[&str]) -> Option<ExitStatus> {
-    let mut child = Command::new(criu).args(args).stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+fn end(mut command: Command) -> Option<ExitStatus> {
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
     let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         until("end of criu", LIMIT, || child.try_wait().unwrap(), String::new)
     }));
@@ -72,7 +114,7 @@ fn kill_below(pid: u32) {
 }
 
 /// The first error of a log, without its time and place.
-fn complaint(log: &str) -> String {
+fn complaint(log: &Path) -> String {
     let text = fs::read_to_string(log).unwrap_or_default();
     let mut said = text.lines().filter_map(|line| Some(line.split_once("Error (")?.1.split_once("): ")?.1));
     // The limit is a capability of this machine's, and no reason.
@@ -81,7 +123,7 @@ fn complaint(log: &str) -> String {
 }
 
 /// The names of what differs: what stands before the value in a fact, and of reads when they were made.
-fn differing(before: &[String], after: &[String]) -> String {
+pub fn differing(before: &[String], after: &[String]) -> String {
     let mut names = BTreeSet::new();
     for line in 0..before.len().max(after.len()) {
         let [before, after] = [before, after].map(|lines| lines.get(line).map_or("", String::as_str));

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use crate::beside::Tried;
 use crate::support::{Stage, differences, dump, inspection, ptyagent, report, restore};
 
 /// What becomes of a state.
@@ -27,15 +28,17 @@ pub struct Case {
     pub verify: fn(&mut Stage) -> Vec<String>,
     /// A word of the facts that may differ after a restore, and why.
     pub but: Option<(&'static str, &'static str)>,
+    /// What is done with CRIU where that is something of its own.
+    pub beside: Option<fn(&Path) -> Tried>,
 }
 
 impl Case {
     pub fn kept(group: &'static str, name: &'static str, setup: fn(&mut Stage)) -> Case {
-        Case { group, name, outcome: Outcome::Kept, setup, verify: Stage::exhaust, but: None }
+        Case { group, name, outcome: Outcome::Kept, setup, verify: Stage::exhaust, but: None, beside: None }
     }
 
     pub fn refused(group: &'static str, name: &'static str, why: &'static str, setup: fn(&mut Stage)) -> Case {
-        Case { group, name, outcome: Outcome::Refused(why), setup, verify: Stage::exhaust, but: None }
+        Case { group, name, outcome: Outcome::Refused(why), setup, verify: Stage::exhaust, but: None, beside: None }
     }
 
     pub fn special(group: &'static str, name: &'static str, run: fn(&mut Checked) -> String) -> Case {
@@ -52,6 +55,10 @@ impl Case {
 
     pub fn but(self, word: &'static str, why: &'static str) -> Case {
         Case { but: Some((word, why)), ..self }
+    }
+
+    pub fn beside(self, run: fn(&Path) -> Tried) -> Case {
+        Case { beside: Some(run), ..self }
     }
 
     pub fn seen(&self, stage: &mut Stage) -> Vec<String> {

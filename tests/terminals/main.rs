@@ -40,7 +40,7 @@ fn every_state() {
     let mut failures = Vec::new();
     for case in all().into_iter().filter(|case| format!("{}: {}", case.group, case.name).contains(&wanted)) {
         let (group, name, outcome, but) = (case.group, case.name, case.outcome, case.but);
-        let is_beside = matches!(outcome, Outcome::Kept | Outcome::Refused(_));
+        let is_beside = case.beside.is_some() || matches!(outcome, Outcome::Kept | Outcome::Refused(_));
         let theirs = |criu: &PathBuf| if is_beside { beside::outcome(&case, criu) } else { "not looked at".into() };
         let beside = criu.as_ref().map(|criu| format!(" {} |", theirs(criu))).unwrap_or_default();
         let result = std::panic::catch_unwind(|| with_timeout(LIMIT, move || cases::run(&case)));

@@ -3,15 +3,17 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use ptyagent::sys::tty;
 
+use crate::beside::{self, Tried};
 use crate::cases::{Case, Checked};
 use crate::support::{
-    PATIENCE, RDWR, Stage, dump, dump_running, front_without_descriptor, held_outside, ptyagent, report, restore, room,
-    until,
+    LINE, PATIENCE, RDWR, Stage, dump, dump_running, front_without_descriptor, held_outside, ptyagent, report, restore,
+    room, until,
 };
 
 const M: i32 = 10;
@@ -20,18 +22,31 @@ const S: i32 = 20;
 pub fn cases() -> Vec<Case> {
     let elsewhere = "consoles.rs in the kernel matrix; here where the machine has such a terminal";
     vec![
-        Case::special("pairs", "an index that somebody else has by now", taken),
-        Case::special("pairs", "another index (--pts-index any)", any),
-        Case::special("pairs", "a devpts instance of its own (--pts-index private)", private),
-        Case::special("queues", "a master outside, the session left running", left_running),
-        Case::special("queues", "a master outside, the session restored without it", without_master),
+        Case::special("pairs", "an index that somebody else has by now", taken).beside(with_taken_index),
+        Case::special("pairs", "another index (--pts-index any)", any).beside(with_taken_index),
+        Case::special("pairs", "a devpts instance of its own (--pts-index private)", private).beside(with_taken_index),
+        Case::special("queues", "a master outside, the session left running", left_running).beside(left_running_beside),
+        Case::special("queues", "a master outside, the session restored without it", without_master)
+            .beside(|criu| restored_beside(criu, held_outside(), "root")),
         Case::special("queues", "a master outside, the terminal open in the background only", |checked| {
             typed_ahead(checked, &[])
-        }),
+        })
+        .beside(|criu| restored_beside(criu, front_without_descriptor(), "job")),
         Case::special("queues", "a master outside, the terminal open nowhere", |checked| {
             typed_ahead(checked, &["root"])
+        })
+        .beside(|criu| {
+            let (mut stage, master) = front_without_descriptor();
+            stage.close("root", S);
+            restored_beside(criu, (stage, master), "job")
         }),
-        Case::special("queues", "a master outside, nobody in the foreground: refused by name", nobody_in_front),
+        Case::special("queues", "a master outside, nobody in the foreground: refused by name", nobody_in_front).beside(
+            |criu| {
+                let (mut stage, master) = front_without_descriptor();
+                job_ends(&mut stage);
+                restored_beside(criu, (stage, master), "root")
+            },
+        ),
         Case::elsewhere("consoles", "a virtual console: settings, KD and keyboard modes, meta, LEDs, input", elsewhere),
         Case::elsewhere("consoles", "a serial line: settings, speed, modem lines, input", elsewhere),
         Case::elsewhere("consoles", "a shell with a job on /dev/tty41, on /dev/ttyS1", elsewhere),
@@ -39,20 +54,30 @@ pub fn cases() -> Vec<Case> {
     ]
 }
 
-/// A tree whose terminal has input is dumped, and its index taken meanwhile.
-fn dumped_and_taken() -> (Stage, u32, OwnedFd) {
+fn with_input() -> (Stage, u32) {
     let mut stage = Stage::new();
     let index = stage.pair("root", M, S);
     stage.type_in("root", M, b"line\rpart");
     stage.events("root", S, libc::POLLIN);
+    (stage, index)
+}
+
+/// A tree whose terminal has input is dumped, and its index taken meanwhile.
+fn dumped_and_taken() -> (Stage, u32, OwnedFd) {
+    let (stage, index) = with_input();
     dump(stage.pid("root"), &stage.dir.join("images"));
+    let master = take(index);
+    (stage, index, master)
+}
+
+fn take(index: u32) -> OwnedFd {
     let mut held = Vec::new();
     loop {
         let master = open("/dev/ptmx", OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC, Mode::empty()).unwrap();
         let got = tty::get_index(master.as_fd()).unwrap();
         assert!(got <= index, "index {index} is not free");
         if got == index {
-            return (stage, index, master);
+            return master;
         }
         held.push(master);
     }
@@ -182,10 +207,7 @@ fn typed_ahead(checked: &mut Checked, closed: &[&str]) -> String {
 
 fn nobody_in_front(checked: &mut Checked) -> String {
     let (mut stage, _master) = front_without_descriptor();
-    let job = stage.pid("job");
-    stage.post("job", "exit 0");
-    stage.must("root", libc::SYS_wait4, &[job.into(), 0.into(), 0.into(), 0.into()]);
-    stage.forget("job");
+    job_ends(&mut stage);
     let (root, before, images) = (stage.pid("root"), stage.observe(), stage.dir.join("images"));
     let output = ptyagent(&["dump", "--inject", &root.to_string(), "-D", images.to_str().unwrap(), "--leave-running"]);
     checked.expect("status", &output.status.code(), &Some(3));
@@ -198,4 +220,41 @@ fn nobody_in_front(checked: &mut Checked) -> String {
     stage.ioctl_in("root", S, tty::TIOCSPGRP, &root.to_ne_bytes());
     checked.expect("reads", &stage.drain("root", S).join(","), &"6:typed\\n".into());
     "refused by name, and the session runs on".into()
+}
+
+fn job_ends(stage: &mut Stage) {
+    let job = stage.pid("job");
+    stage.post("job", "exit 0");
+    stage.must("root", libc::SYS_wait4, &[job.into(), 0.into(), 0.into(), 0.into()]);
+    stage.forget("job");
+}
+
+fn with_taken_index(criu: &Path) -> Tried {
+    let (mut stage, index) = with_input();
+    beside::dump(criu, &stage, &[])?;
+    let _master = take(index);
+    beside::restore(criu, &stage)?;
+    Ok(format!("restored, and reads {}", reads_the_line(&mut stage)))
+}
+
+/// With the option that is meant for terminals of others, and left running.
+fn left_running_beside(criu: &Path) -> Tried {
+    let (mut stage, _master) = held_outside();
+    let before = stage.observe();
+    beside::dump(criu, &stage, &["--shell-job", "--leave-running"])?;
+    let seen = beside::differing(&before, &stage.observe());
+    Ok(beside::verdict(&seen, if stage.drain("root", S) == [LINE] { "" } else { "typed" }))
+}
+
+/// With that option, killed and restored on a terminal of its own.
+fn restored_beside(criu: &Path, (mut stage, master): (Stage, File), reader: &str) -> Tried {
+    let before = stage.observe();
+    beside::dump(criu, &stage, &["--shell-job"])?;
+    drop(master);
+    let _pty = beside::restore_here(criu, &stage)?;
+    let seen = beside::differing(&before, &stage.observe());
+    let opened = [libc::AT_FDCWD.into(), "/dev/tty".into(), RDWR.into(), 0.into()];
+    let opened = stage.sys(reader, libc::SYS_openat, &opened).result;
+    let is_read = opened >= 0 && stage.drain(reader, opened as i32) == [LINE];
+    Ok(beside::verdict(&seen, if is_read { "" } else { "typed" }))
 }
