@@ -49,11 +49,11 @@ fn used(root: i32) -> u64 {
 fn forked_python_programs_share_their_memory_again() {
     support::require("python3");
     const PROGRAM: &str = "\
-import hashlib, os, sys
+import os, sys, zlib
 mib = int(sys.argv[1])
 data = [os.urandom(1 << 20) for _ in range(mib)]
 names = {n: str(n) for n in range(10000)}
-digest = lambda: hashlib.sha256(b''.join(data)).hexdigest()
+digest = lambda: [zlib.crc32(block) for block in data]
 before = digest()
 ready, hold = os.pipe(), os.pipe()
 for child in range(4):

@@ -1,9 +1,7 @@
 //! Putting the queues back.
 
 use super::io::{self, Io, POLLIN};
-use super::typing::{
-    CHUNK, PATIENCE, STEP_WAIT, Sync, Way, Work, await_worker, flush_typed, neutral, put_input, type_bytes,
-};
+use super::typing::{CHUNK, PATIENCE, Sync, Way, Work, await_worker, flush_typed, neutral, put_input, type_bytes};
 use super::*;
 
 /// Bytes in a full line buffer.
@@ -111,9 +109,13 @@ fn put_output_side(hold: &mut Hold, work: &mut Work) -> Io<()> {
     }
     if hold.status != 0 {
         io::set_settings(work.slave, &hold.settings)?;
-        io::await_that(STEP_WAIT, || io::unread(work.master) >= hold.output_put.min(RING as u32));
+        io::await_that(PATIENCE, || io::unread(work.master) >= hold.output_put.min(RING as u32));
         io::set_packet(work.master, 1)?;
         raise_flushes(hold, work)?;
+        if hold.status & STATUS_FLUSHWRITE != 0 {
+            // What a worker that is later than that has left to the flush is written again.
+            hold.output_put = hold.output_put.min(io::unread(work.master));
+        }
         put_output(hold, work, OUTPUT_SIZE)?;
     }
     if leaves_a_bit {
