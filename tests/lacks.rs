@@ -88,16 +88,27 @@ fn no_fetching_of_descriptors() {
     });
 }
 
-const NEWER: &str = "memory with guard pages (MADV_GUARD_INSTALL), which this kernel";
+const GUARDS: &str = "memory with guard pages (MADV_GUARD_INSTALL), which this kernel";
+const DROPPABLE: &str = "memory that the kernel may drop (MAP_DROPPABLE), which this kernel";
 
 /// What cannot be made here is said before anything is created.
-fn says_what_is_lacking(output: &Output, pid: i32) {
-    assert!(output.status.code() == Some(3) && report(output).contains(NEWER), "{}", report(output));
+fn says_what_is_lacking(output: &Output, what: &str, pid: i32) {
+    assert!(output.status.code() == Some(3) && report(output).contains(what), "{}", report(output));
     assert!(!Path::new(&format!("/proc/{pid}")).exists());
 }
 
 fn has_guard_pages(images: &Path) -> bool {
     Images::read(images).unwrap().own.unwrap().tasks.iter().any(|task| !task.guards.is_empty())
+}
+
+/// What the images have that this kernel has not.
+fn lacking(images: &Path) -> Option<&'static str> {
+    let tasks = Images::read(images).unwrap().own.unwrap().tasks;
+    let droppable = tasks.iter().flat_map(|task| &task.vmas).any(|vma| vma.droppable == Some(true));
+    if has_guard_pages(images) && !probe::has_guard_pages() {
+        return Some(GUARDS);
+    }
+    (droppable && !probe::has_droppable_memory()).then_some(DROPPABLE)
 }
 
 #[test]
@@ -110,8 +121,8 @@ fn memory_that_an_older_kernel_has_not() {
         dump(victim.pid, &images);
         if has_guard_pages(&images) {
             let args = ["restore", "--detach", "-D", images.to_str().unwrap()];
-            says_what_is_lacking(&without("guard_pages", &args), victim.pid);
-            says_what_is_lacking(&without("guard_pages", &[&args[..], &["--pidns"]].concat()), victim.pid);
+            says_what_is_lacking(&without("guard_pages", &args), GUARDS, victim.pid);
+            says_what_is_lacking(&without("guard_pages", &[&args[..], &["--pidns"]].concat()), GUARDS, victim.pid);
         }
         restore(&images);
         victim.verify();
@@ -142,9 +153,9 @@ fn newer_memory_half() {
         let left = list.lines().find_map(|line| line.strip_prefix("newer memory\t")).unwrap();
         let victim = Prepared::left_in(Path::new(left));
         let images = victim.dir.join("images");
-        if has_guard_pages(&images) && !probe::has_guard_pages() {
+        if let Some(what) = lacking(&images) {
             let output = support::ptyagent(&["restore", "--detach", "-D", images.to_str().unwrap()]);
-            return says_what_is_lacking(&output, victim.pid);
+            return says_what_is_lacking(&output, what, victim.pid);
         }
         restore(&images);
         victim.verify();

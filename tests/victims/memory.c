@@ -13,7 +13,7 @@
 #define DROPPABLE 0x08
 #define SYS_MSEAL 462
 
-/* The VmFlags of the mapping at an address, without the soft-dirty bit. */
+/* The VmFlags of the mapping at an address, without the soft-dirty bit. MLOCK_ONFAULT has a name from Linux 6.2 on. */
 static void flags_of(const void *at, char *flags, size_t size)
 {
 	char line[512];
@@ -28,6 +28,9 @@ static void flags_of(const void *at, char *flags, size_t size)
 			char *soft = strstr(line, " sd");
 			if (soft)
 				memmove(soft, soft + 3, strlen(soft + 3) + 1);
+			char *unnamed = strstr(line, " ??");
+			if (unnamed)
+				memcpy(unnamed, " lf", 3);
 			snprintf(flags, size, "%s", line + 8);
 		}
 	}
