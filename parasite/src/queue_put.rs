@@ -68,10 +68,11 @@ fn run(hold: &mut Hold, work: &mut Work) -> Io<()> {
         work.master >= 0 && hold.status == 0 && hold.echo_len == 0 && hold.erasing == 0 && hold.flow != FLOW_CHAR;
     work.sync = if work.way == Way::Master && first { Sync::Exact } else { Sync::Pause };
     let input = if work.sync == Sync::Exact { put_input(hold, work) } else { Ok(()) };
+    let between = goes_between(hold, work);
     if work.master >= 0 {
-        put_output_side(hold, work)?;
+        put_output_side(hold, work, between)?;
     }
-    let input = if work.sync == Sync::Exact { input } else { put_input(hold, work) };
+    let input = if work.sync == Sync::Exact || between { input } else { put_input(hold, work) };
     io::set_settings(work.slave, &hold.settings)?;
     if hold.locked == 1 {
         io::set_locks(work.slave, &hold.locks)?;
@@ -93,13 +94,19 @@ fn run(hold: &mut Hold, work: &mut Work) -> Io<()> {
     Ok(())
 }
 
+/// Whether the input goes between the output and packet mode. Under EXTPROC the settings that it takes would leave a bit behind that.
+fn goes_between(hold: &Hold, work: &Work) -> bool {
+    let fixed = hold.echo_len > 0 || hold.flow == FLOW_CHAR || hold.status & STATUS_FLUSHREAD != 0;
+    work.master >= 0 && hold.status != 0 && hold.settings.lflag & EXTPROC != 0 && !fixed
+}
+
 /// The output, the stop, and where status bits are pending packet mode with them. Switching packet mode on forgets all bits, so from then on
 /// nothing may raise another one.
 ///
 /// A flush can be repeated only where it loses nothing: before the input is there, and with no more output than the master's line
 /// buffer, which it leaves alone; what is more comes behind it. A stop that left a bit comes after packet mode, one that did not before it: then
 /// a flush that came after the stop has left no more than that.
-fn put_output_side(hold: &mut Hold, work: &mut Work) -> Io<()> {
+fn put_output_side(hold: &mut Hold, work: &mut Work, with_input: bool) -> Io<()> {
     io::set_packet(work.master, 0)?;
     cursor::put(hold, work.slave, work.master)?;
     let leaves_a_bit = hold.status & STATUS_STOP != 0;
@@ -108,6 +115,9 @@ fn put_output_side(hold: &mut Hold, work: &mut Work) -> Io<()> {
         put_flow(hold, work)?;
     }
     if hold.status != 0 {
+        if with_input {
+            put_input(hold, work)?;
+        }
         io::set_settings(work.slave, &hold.settings)?;
         io::await_that(PATIENCE, || io::unread(work.master) >= hold.output_put.min(RING as u32));
         io::set_packet(work.master, 1)?;

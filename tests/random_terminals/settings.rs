@@ -5,7 +5,8 @@ use ptyagent::sys::tty;
 use crate::random::Random;
 use crate::support::Stage;
 
-const ECHOES: u32 = libc::ECHO | libc::ECHOE | libc::ECHOK | libc::ECHONL | libc::ECHOCTL | libc::ECHOKE;
+const ECHOES: u32 =
+    libc::ECHO | libc::ECHOE | libc::ECHOK | libc::ECHONL | libc::ECHOCTL | libc::ECHOKE | libc::ECHOPRT;
 /// Slots that end or edit lines.
 const SLOTS: [usize; 6] = [libc::VEOL, libc::VEOL2, libc::VERASE, libc::VKILL, libc::VWERASE, libc::VREPRINT];
 
@@ -26,8 +27,9 @@ pub enum End {
 /// Draws all settings.
 pub fn settings(random: &mut Random, stage: &mut Stage, name: &str, fd: i32, echo: Echo) {
     let input = random.bits(0o77777);
-    // Without ONOCR: echoes that are held back come back at column 0, where it drops a carriage return.
-    let output = random.bits(libc::OPOST | libc::OLCUC | libc::ONLCR | libc::OCRNL | libc::ONLRET);
+    let returns = libc::ONLCR | libc::OCRNL | libc::ONLRET | libc::ONOCR;
+    let tabs = if random.one_in(2) { libc::TAB3 } else { 0 };
+    let output = random.bits(libc::OPOST | libc::OLCUC | returns) | tabs;
     let more = libc::IEXTEN | libc::NOFLSH | libc::TOSTOP | libc::PENDIN | libc::FLUSHO;
     let echoes = if echo == Echo::Drawn { ECHOES } else { 0 };
     let lines = if random.one_in(3) { 0 } else { libc::ICANON };

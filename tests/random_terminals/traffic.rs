@@ -123,7 +123,12 @@ pub fn late(random: &mut Random, case: &mut Case, at: &Terminal) {
         0 => case.late.push(Late::Call(user.clone(), slave, tty::TCXONC, tty::TCOOFF)),
         1 => case.late.push(Late::Call(holder.clone(), master, tty::TCXONC, tty::TCOOFF)),
         2 => case.late.push(Late::Type(holder.clone(), master, b"\x13".to_vec())),
-        3 => case.late.push(Late::Type(holder.clone(), master, [b"\x13", &random.text(60)[..]].concat())),
+        3 => {
+            // Echoes of tabs and erasures that are held back are not told from other text: see `tty::queue`.
+            let plain = |byte: &u8| !matches!(byte & 0x7f, 0x7f | 0x15 | 0x17 | b'\t' | b'0'..=b'9');
+            let text: Vec<u8> = random.text(60).into_iter().filter(plain).collect();
+            case.late.push(Late::Type(holder.clone(), master, [b"\x13", &text[..]].concat()));
+        }
         _ => {}
     }
     match random.below(12) {

@@ -112,7 +112,10 @@ fn watch(stage: &mut Stage, name: &str, set: i32, fd: i32, events: u32, data: u6
 /// Draws a set that watches one end.
 pub fn set(random: &mut Random, stage: &mut Stage, case: &mut Case, at: &Terminal) {
     let modes = [0, 0, libc::EPOLLONESHOT, libc::EPOLLET];
-    let events = random.bits((libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLPRI) as u32) | random.of(&modes) as u32;
+    let asked = random.bits((libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLPRI) as u32);
+    // A status of packet mode wakes only those who ask for input; see files::epoll.
+    let input = if asked & libc::EPOLLPRI as u32 != 0 { libc::EPOLLIN as u32 } else { 0 };
+    let events = asked | input | random.of(&modes) as u32;
     let data = random.below(1 << 40);
     let (name, fd) = random.of(&[(&at.user, at.slave), (&at.holder, at.master)]);
     watch(stage, name, 60 + at.master, fd, events, data);
