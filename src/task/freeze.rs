@@ -15,7 +15,7 @@ use crate::error::{Context, Error, Refusal, Result, Subject};
 use crate::ids::{Pid, Tid};
 use crate::inject::{self, restart};
 use crate::procfs::attributes::{self, InSyscall};
-use crate::procfs::{self, Stat};
+use crate::procfs::{self, Stat, State};
 use crate::sys::process::{pidfd_open, pidfd_open_thread, pidfd_poll};
 use crate::sys::ptrace;
 use crate::trace::broken;
@@ -176,7 +176,8 @@ fn ended(pid: Pid, tid: Tid) -> bool {
     }
 }
 
-/// How long a process may take to stop: so many looks of so long each. On the clock alone, a machine that stood still would leave it no time.
+/// How long a thread may sleep uninterruptibly instead of stopping: so many looks of so long each. One that is found on its way to a processor stops
+/// when it gets one, and on the clock alone, a machine that stood still would leave it no time.
 pub const LOOKS: u32 = 250;
 pub const LOOK: Duration = Duration::from_millis(20);
 
@@ -192,10 +193,11 @@ fn settle(pid: Pid, running: Running, waits: &Waits) -> std::result::Result<Stop
         };
         let comm = || Stat::read(pid).map(|stat| stat.comm_text()).unwrap_or_default();
         let tid = running.tid();
+        let sleeps = |stat: Stat| stat.state == State::DiskSleep;
         let error = match waits_in_vfork(pid, tid) {
             true => in_vfork(pid, tid, procfs::tree::children(pid).unwrap_or_default()),
             false if looks < LOOKS => {
-                looks += 1;
+                looks += u32::from(Stat::read_thread(pid, tid).is_ok_and(sleeps));
                 continue;
             }
             false => Error::Refused(Refusal {
