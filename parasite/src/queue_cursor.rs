@@ -28,7 +28,7 @@ fn quiet(hold: &Hold) -> Settings {
     settings
 }
 
-/// Reads the column, once all output is out and the flow runs.
+/// Reads the column, once all output is out and the flow runs. Echoes that had been held back are out by then: the column is that before them.
 pub fn read_column(hold: &mut Hold, slave: i32, master: i32) -> Io<()> {
     if !io::ready(slave, POLLOUT) {
         return Ok(());
@@ -45,8 +45,37 @@ pub fn read_column(hold: &mut Hold, slave: i32, master: i32) -> Io<()> {
             break;
         }
     }
+    hold.column = before_echoes(hold);
     hold.cursor = 1;
     Ok(())
+}
+
+/// The column from which the echoes lead to the one that was read, as do_output_char counts. Of one before a return nothing is to be seen but that
+/// ONOCR has let the return pass, and of one before a tab that is left as it is nothing at all.
+fn before_echoes(hold: &Hold) -> u32 {
+    let Settings { iflag, oflag, .. } = hold.settings;
+    let echo = hold.echo.get(..hold.echo_len as usize).unwrap_or_default();
+    if oflag & OPOST == 0 {
+        return hold.column;
+    }
+    let mut column = hold.column;
+    for byte in echo.iter().rev() {
+        let width = match *byte {
+            b'\r' => return u32::from(oflag & ONOCR != 0),
+            b'\n' if oflag & ONLRET != 0 => return u32::from(oflag & ONOCR != 0),
+            b'\t' => 8,
+            BACKSPACE => {
+                column += 1;
+                continue;
+            }
+            0..0x20 | 0x7f => 0,
+            0x80..0xc0 if iflag & IUTF8 != 0 => 0,
+            _ => 1,
+        };
+        // One that is too small is that of a column which is not told whole.
+        column = column.checked_sub(width).unwrap_or(column + 8 - width);
+    }
+    if column > MOST { MOST - 8 + column % 8 } else { column }
 }
 
 /// Reads where the unfinished line begins and whether it is being erased, once all input is out.
