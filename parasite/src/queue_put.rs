@@ -94,9 +94,10 @@ fn run(hold: &mut Hold, work: &mut Work) -> Io<()> {
     Ok(())
 }
 
-/// Whether the input goes between the output and packet mode. Under EXTPROC the settings that it takes would leave a bit behind that.
+/// Whether the input goes between the output and packet mode. Under EXTPROC the settings that it takes would leave STATUS_IOCTL behind that; where
+/// this is pending it does not matter, and repeating it would make a line of what is there.
 fn goes_between(hold: &Hold, work: &Work) -> bool {
-    let fixed = hold.echo_len > 0 || hold.flow == FLOW_CHAR || hold.status & STATUS_FLUSHREAD != 0;
+    let fixed = hold.echo_len > 0 || hold.flow == FLOW_CHAR || hold.status & (STATUS_FLUSHREAD | STATUS_IOCTL) != 0;
     work.master >= 0 && hold.status != 0 && hold.settings.lflag & EXTPROC != 0 && !fixed
 }
 
